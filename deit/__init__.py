@@ -1,0 +1,1 @@
+"""A convolutional teacher distilled into DeiT with a convolutional stem."""

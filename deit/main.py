@@ -1,0 +1,127 @@
+"""Command line of the DeiT half.
+
+python deit/main.py --model tiny --train_student     distil (the paper's command)
+python deit/main.py --model tiny                     evaluate a checkpoint
+python deit/main.py --train_teacher ...              train a teacher with the same engine
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NoReturn
+
+from srd.errors import UserError, exit_code, nearest
+
+# flag: (configuration field, help); each may be written with - or _ inside
+FIELD_FLAGS = {
+    "--model": ("model.name", "tiny, small or base"),
+    "--data-path": ("data.path", "folder with train/ and val/, a folder per class in each"),
+    "--dataset": ("data.dataset", "imagefolder, or digits (needs no files)"),
+    "--output": ("output", "where runs go: <output>/<name>/"),
+    "--name": ("name", "of this run's folder"),
+    "--batch-size": ("train.batch_size", "effective batch size, over all processes"),
+    "--epochs": ("train.epochs", "passes over the training images"),
+    "--seed": ("seed", "of everything random"),
+    "--device": ("device", "auto, cpu or cuda"),
+    "--workers": ("data.workers", "loader processes for each training process"),
+    "--teacher": ("teacher.name", "a timm model"),
+    "--teacher-checkpoint": ("teacher.checkpoint", "its weights"),
+    "--distillation": ("distill.method", "srd (the paper), kd (logits only) or none"),
+    "--resume": ("resume", "auto (go on where the run was), none, or a checkpoint file"),
+    "--amp": ("amp", "auto, off, bf16 or fp16"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are UserErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (--help lists the flags)")
+
+
+def _spellings(flag: str) -> list[str]:
+    return list(dict.fromkeys([flag, "--" + flag[2:].replace("-", "_")]))
+
+
+def make_parser() -> Parser:
+    """All flags; those of FIELD_FLAGS set a configuration field of the same meaning."""
+    parser = Parser(
+        prog="deit/main.py",
+        description="Distil a teacher into DeiT with a convolutional stem, or evaluate one.",
+        epilog="Every field of deit/config.py can be set with --set or in a YAML file.",
+        allow_abbrev=False,
+    )
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--train-student", "--train_student", action="store_true", help="distil")
+    mode.add_argument(
+        "--train-teacher", "--train_teacher", action="store_true", help="train the teacher"
+    )
+    parser.add_argument("--config", metavar="FILE", help="a YAML file of settings")
+    parser.add_argument("--checkpoint", metavar="FILE", help="weights to evaluate")
+    for flag, (field, text) in FIELD_FLAGS.items():
+        parser.add_argument(*_spellings(flag), dest=field, metavar=flag[2:].upper(), help=text)
+    parser.add_argument("--compile", action="store_true", help="torch.compile the models")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any field")
+    return parser
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The flags; an unknown one is a UserError that names the nearest."""
+    parser = make_parser()
+    known, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        flag = unknown[0].split("=")[0]
+        flags = [option for action in parser._actions for option in action.option_strings]
+        raise UserError(f"unknown argument {flag}{nearest(flag, flags)}")
+    return known
+
+
+def read_config(flags: argparse.Namespace) -> Any:
+    """Defaults, then the YAML file, then flags, then --set."""
+    from deit.config import Config, check
+    from srd.config import Layer, build, nested, read_yaml, setting
+
+    layers = [Layer(flags.config, read_yaml(flags.config))] if flags.config else []
+    for flag, (field, _) in FIELD_FLAGS.items():
+        if (value := getattr(flags, field)) is not None:
+            layers.append(Layer(flag, nested(field, value)))
+    if flags.compile:
+        layers.append(Layer("--compile", {"compile": True}))
+    layers += [Layer(f"--set {text}", setting(text)) for text in flags.set]
+    config = build(Config, layers)
+    if flags.train_student or flags.train_teacher:
+        check(config)
+    if config.name is None:
+        kind = f"deit_{config.model.name}_{config.distill.method}"
+        config = replace(
+            config, name=f"teacher_{config.teacher.name}" if flags.train_teacher else kind
+        )
+    return config
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parse, then evaluate or train; raises what `srd.errors.exit_code` turns into exit codes."""
+    flags = parse(arguments)
+    config = read_config(flags)
+    # torch and timm take seconds to import: mistakes in the command are told before
+    from deit import jobs
+
+    if flags.train_student or flags.train_teacher:
+        if flags.checkpoint:
+            raise UserError(
+                "--checkpoint is for evaluation; to go on from a file use --resume FILE"
+            )
+        jobs.train(config, "teacher" if flags.train_teacher else "student")
+    else:
+        jobs.evaluate_checkpoint(config, flags.checkpoint)
+
+
+def main() -> None:
+    sys.exit(exit_code(lambda: run(sys.argv[1:])))
+
+
+if __name__ == "__main__":
+    main()

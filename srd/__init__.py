@@ -1,0 +1,1 @@
+"""The shared core: the method, data, checkpoints, processes and logs."""

@@ -1,0 +1,100 @@
+"""Devices and mixed precision, and numbers that come back from a GPU without stopping it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from srd.errors import UserError
+
+
+def choose_device(name: str) -> torch.device:
+    """`"auto"`, `"cpu"` or `"cuda"` as a device; with several processes, this one's GPU.
+
+    Raises:
+        UserError: a GPU was asked for and there is none (for this process).
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "cpu" or (name == "auto" and available == 0):
+        return torch.device("cpu")
+    if local_rank >= available:
+        raise UserError(
+            f"--device {name}: process {local_rank} on this machine needs a GPU of its own, and "
+            f"torch sees {available}; use --device cpu, or fewer processes"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def set_determinism(deterministic: bool) -> None:
+    """Same bits on every run of the same machine, or the fastest kernels."""
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+
+
+@dataclass
+class Precision:
+    """Mixed precision: autocast around the models, and a loss scale where the type needs one."""
+
+    device: torch.device
+    dtype: torch.dtype | None  # None: full precision
+
+    @classmethod
+    def choose(cls, name: str, device: torch.device) -> Precision:
+        """From `auto` (bf16 on a GPU that has it, else fp16; off on the CPU), `off`, `bf16` or `fp16`."""
+        if name == "auto":
+            name = (
+                "off"
+                if device.type == "cpu"
+                else "bf16"
+                if torch.cuda.is_bf16_supported()
+                else "fp16"
+            )
+        if name == "fp16" and device.type == "cpu":
+            raise UserError("amp fp16 needs a GPU: use bf16 or off on the CPU")
+        return cls(device, {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name])
+
+    def autocast(self) -> torch.autocast:
+        """The context in which models run."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """The loss scaler; it does nothing except for fp16."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+
+    def __str__(self) -> str:
+        return str(self.dtype or torch.float32).removeprefix("torch.")
+
+
+class Readback:
+    """Scalars on their way from the device to the host, without stopping the device.
+
+    The copy is queued behind the kernels that make the values; `wait` blocks the host only until
+    those have run, while kernels queued later go on. On the CPU the values are there at once.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        self._names = list(values)
+        stacked = torch.stack([value.detach().double().reshape(()) for value in values.values()])
+        self._event: torch.cuda.Event | None = None
+        if stacked.is_cuda:
+            self._host = torch.empty(stacked.shape, dtype=stacked.dtype, pin_memory=True)
+            self._host.copy_(stacked, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+        else:
+            self._host = stacked
+
+    def wait(self) -> dict[str, float]:
+        """The values by name."""
+        if self._event is not None:
+            self._event.synchronize()
+            self._event = None
+        return dict(zip(self._names, self._host.tolist(), strict=True))

@@ -1,0 +1,125 @@
+"""Processes: the group, differentiable reductions, and batch statistics over the global batch.
+
+One convention holds everywhere. Every rank computes the *same* global loss and calls
+`backward` on it; `global_sum` passes gradients back summed over ranks; data-parallel training
+averages gradients over ranks. Together they give each parameter exactly the gradient of the
+global loss, whatever the number of processes. With one process every function here is a no-op.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def world_size() -> int:
+    """Number of processes in the group; 1 when there is none."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number in the group; 0 when there is none."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def is_main() -> bool:
+    """Whether this process writes files and talks to the person."""
+    return rank() == 0
+
+
+class _GlobalSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+
+def global_sum(x: Tensor) -> Tensor:
+    """Sum `x` over all ranks, differentiably (any shape, same on every rank)."""
+    return _GlobalSum.apply(x) if world_size() > 1 else x
+
+
+@torch.no_grad()
+def reduce_mean(x: Tensor) -> Tensor:
+    """Mean of `x` over ranks, for logging only: no gradient passes."""
+    if world_size() == 1:
+        return x
+    total = x.clone()
+    dist.all_reduce(total)
+    return total / world_size()
+
+
+@torch.no_grad()
+def reduce_sum(x: Tensor) -> Tensor:
+    """Sum of `x` over ranks, for counting only: no gradient passes."""
+    if world_size() == 1:
+        return x
+    total = x.clone()
+    dist.all_reduce(total)
+    return total
+
+
+class GlobalBatchNorm2d(nn.BatchNorm2d):
+    """`nn.BatchNorm2d` whose training statistics are those of the global batch.
+
+    Unlike `nn.SyncBatchNorm` it also works on the CPU (gloo), and with one process it *is*
+    `nn.BatchNorm2d`. State-dict names are those of `nn.BatchNorm2d`.
+    Shapes: (B, C, H, W) to (B, C, H, W).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if world_size() == 1 or not self.training:
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            work = x.to(torch.promote_types(torch.float32, x.dtype))
+            count = work.numel() // work.shape[1] * world_size()
+            mean = global_sum(work.sum(dim=(0, 2, 3))) / count
+            centred = work - mean[:, None, None]
+            variance = global_sum(centred.square().sum(dim=(0, 2, 3))) / count
+            self._track(mean.detach(), variance.detach(), count)
+            scale = torch.rsqrt(variance + self.eps)
+            if self.weight is not None:
+                scale = scale * self.weight
+            out = centred * scale[:, None, None]
+            if self.bias is not None:
+                out = out + self.bias[:, None, None]
+        return out.to(x.dtype)
+
+    def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        if self.running_mean is None or self.running_var is None:
+            return
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        momentum = self.momentum or 1.0 / float(self.num_batches_tracked)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        unbiased = variance * count / max(count - 1, 1)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+
+
+def use_global_batch_norm(module: nn.Module) -> nn.Module:
+    """Replace every `nn.BatchNorm2d` inside `module` by `GlobalBatchNorm2d`, sharing its tensors."""
+    for name, child in module.named_children():
+        if type(child) is nn.BatchNorm2d:
+            twin = GlobalBatchNorm2d(
+                child.num_features,
+                child.eps,
+                child.momentum,
+                child.affine,
+                child.track_running_stats,
+            )
+            twin._parameters, twin._buffers = child._parameters, child._buffers
+            twin.train(child.training)
+            setattr(module, name, twin)
+        else:
+            use_global_batch_norm(child)
+    return module

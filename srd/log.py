@@ -1,0 +1,147 @@
+"""What a run tells: a progress bar or plain lines, `log.txt`, `metrics.jsonl`, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from srd.checkpoint import write_text
+from srd.errors import RunFailed
+
+PLAIN_LINE_SECONDS = 10.0
+
+
+class RunLog:
+    """Tells one run; on every process but the main one it is silent and writes nothing.
+
+    Args:
+        folder: of the run; None writes no files.
+        main: whether this process tells.
+        first_step: number of updates already made; rows at or after it, from a run that was
+            killed, are dropped, so that the files read as if the run had never stopped.
+    """
+
+    def __init__(self, folder: Path | None, main: bool = True, first_step: int = 0) -> None:
+        self.main, self.folder = main, folder if main else None
+        self.interactive = main and sys.stderr.isatty()
+        self._bar: Any = None
+        self._last_line = 0.0
+        self._metrics: Any = None
+        self._text: Any = None
+        self._board: SummaryWriter | None = None
+        if self.folder is not None:
+            metrics = self.folder / "metrics.jsonl"
+            if metrics.exists():
+                _drop_rows(metrics, first_step)
+            self._metrics = metrics.open("a", encoding="utf-8")
+            self._text = (self.folder / "log.txt").open("a", encoding="utf-8")
+            self._board = SummaryWriter(
+                str(self.folder / "tensorboard"), purge_step=first_step, flush_secs=10
+            )
+
+    def info(self, message: str) -> None:
+        """One line for the person and for `log.txt`."""
+        if not self.main:
+            return
+        if self.interactive:
+            tqdm.write(message, file=sys.stderr)
+        else:
+            print(message, file=sys.stderr, flush=True)
+        if self._text is not None:
+            self._write(self._text, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
+
+    def row(
+        self, kind: str, values: Mapping[str, Any], board: Mapping[str, float] | None = None
+    ) -> None:
+        """One object in `metrics.jsonl`; its numbers go to TensorBoard under `kind/name`."""
+        if self._metrics is None:
+            return
+        self._write(self._metrics, json.dumps({"kind": kind, **values}) + "\n")
+        assert self._board is not None
+        for name, value in (board if board is not None else values).items():
+            if isinstance(value, (int, float)) and name not in ("step", "epoch"):
+                self._board.add_scalar(f"{kind}/{name}", value, values["step"])
+
+    def _write(self, file: Any, text: str) -> None:
+        try:
+            file.write(text)
+            file.flush()
+        except OSError as error:
+            raise RunFailed(f"cannot write {file.name} ({error.strerror or error})") from error
+
+    def start_bar(self, label: str, total: int, done: int = 0, unit: str = "step") -> None:
+        """A new progress bar of `total`, `done` of them already made."""
+        self._last_line = time.monotonic()
+        if self.interactive:
+            self._bar = tqdm(
+                total=total, initial=done, desc=label, unit=unit, leave=False, dynamic_ncols=True
+            )
+        self._label, self._total, self._done = label, total, done
+
+    def advance(self, by: int, values: Mapping[str, float | str] | None = None) -> None:
+        """Move the bar; without a terminal, print a line every ten seconds."""
+        if not self.main:
+            return
+        self._done += by
+        if self._bar is not None:
+            if values:
+                self._bar.set_postfix_str(
+                    "  ".join(_pair(*item) for item in values.items()), refresh=False
+                )
+            self._bar.update(by)
+        elif values and time.monotonic() - self._last_line > PLAIN_LINE_SECONDS:
+            self._last_line = time.monotonic()
+            pairs = "  ".join(_pair(*item) for item in values.items())
+            self.info(f"{self._label} {self._done}/{self._total}  {pairs}")
+
+    def end_bar(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def close(self) -> None:
+        """Close the bar and the files."""
+        self.end_bar()
+        for file in (self._metrics, self._text, self._board):
+            if file is not None:
+                file.close()
+
+
+def _pair(name: str, value: float | str) -> str:
+    return f"{name} {value}" if isinstance(value, str) else f"{name} {value:.4g}"
+
+
+def _drop_rows(path: Path, first_step: int) -> None:
+    """Rewrite a metrics file without the rows from `first_step` on, and without a torn last line."""
+    kept = [
+        line for line in path.read_text(encoding="utf-8").splitlines() if _before(line, first_step)
+    ]
+    write_text(path, "".join(line + "\n" for line in kept))
+
+
+def _before(line: str, first_step: int) -> bool:
+    try:
+        return int(json.loads(line)["step"]) < first_step
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def read_metrics(path: str | Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`, all or those of one kind."""
+    rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    return [row for row in rows if kind is None or row["kind"] == kind]
+
+
+def clock(seconds: float) -> str:
+    """Seconds as `1:02:03`."""
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}"

@@ -1,0 +1,169 @@
+"""A run's folder: where its files are, how it goes on after a stop, and what it leaves at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from srd.checkpoint import load_file, newest_whole, save_state, write_text
+from srd.config import differences, dump_yaml
+from srd.errors import EXIT_SIGINT, EXIT_SIGTERM, UserError
+
+PACKAGES = ("torch", "torchvision", "timm", "torchdistill", "numpy", "pillow")
+
+
+class RunFolder:
+    """`<output>/<name>/` and the files in it."""
+
+    def __init__(self, output: str | Path, name: str) -> None:
+        self.path = Path(output).expanduser() / name
+        self.checkpoints = self.path / "checkpoints"
+        self.last = self.checkpoints / "last.pth"
+        self.best = self.checkpoints / "best.pth"
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.student = self.path / "student.safetensors"
+        self.result = self.path / "result.json"
+
+    def prepare(self) -> None:
+        """Make the folder, and clear the leftovers of a save that was killed.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            probe = self.path / f".write-test-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+            for leftover in [*self.path.glob(".*.part"), *self.checkpoints.glob(".*.part")]:
+                leftover.unlink()
+        except OSError as error:
+            raise UserError(
+                f"cannot write the output folder {self.path} ({error.strerror or error}); "
+                "set --output to a folder that you can write"
+            ) from None
+
+    def set_aside(self) -> Path | None:
+        """Rename an earlier run's folder out of the way; nothing is overwritten."""
+        if not self.path.exists() or not any(self.path.iterdir()):
+            return None
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
+            number += 1
+        self.path.rename(aside)
+        return aside
+
+    def find_resume(self) -> tuple[Path | None, list[Path]]:
+        """The newest whole checkpoint to go on from, and the damaged ones passed over."""
+        epochs = sorted(self.checkpoints.glob("epoch_*.pth"), reverse=True)
+        return newest_whole([self.last, *epochs, self.best])
+
+    def save(self, path: Path, state: Mapping[str, Any]) -> None:
+        """Write a checkpoint whole or not at all."""
+        save_state(path, state)
+
+    def write_config(self, values: Mapping[str, Any]) -> None:
+        """The resolved configuration, which can be run again as it is."""
+        write_text(self.config, dump_yaml(values))
+
+    def write_result(self, values: Mapping[str, Any]) -> None:
+        write_text(self.result, json.dumps(values, indent=2) + "\n")
+
+    def read_result(self) -> dict[str, Any] | None:
+        """The result of a finished run; None while it is not."""
+        try:
+            result = json.loads(self.result.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return result if isinstance(result, dict) else None
+
+
+def load_resume(
+    path: Path, recipe: Mapping[str, Any], not_recipe: tuple[str, ...]
+) -> dict[str, Any]:
+    """A checkpoint to go on from, checked to be of the same recipe.
+
+    Raises:
+        UserError: the file is not a run's checkpoint, or its recipe differs (naming the fields).
+    """
+    state = load_file(path)
+    if not isinstance(state.get("config"), dict) or "position" not in state:
+        raise UserError(f"{path} is not a checkpoint of a run here: it cannot be resumed")
+    changed = differences(state["config"], recipe, not_recipe)
+    if changed:
+        raise UserError(
+            f"{path} belongs to another recipe ({'; '.join(changed[:5])}): use another --name, "
+            "the old values, or --resume none"
+        )
+    return state
+
+
+class StopSignals:
+    """SIGTERM and SIGINT ask the run to stop after the step that is under way.
+
+    A second SIGINT interrupts at once.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    @property
+    def code(self) -> int:
+        """The exit code for the signal received."""
+        return EXIT_SIGINT if self.received == signal.SIGINT else EXIT_SIGTERM
+
+    @contextmanager
+    def listening(self) -> Iterator[StopSignals]:
+        """Handle the signals inside; put the old handlers back after."""
+        old = {
+            number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        try:
+            yield self
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, _: Any) -> None:
+        if self.received == signal.SIGINT == number:
+            raise KeyboardInterrupt
+        self.received = number
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, machine, command and git commit of this process, for `result.json`."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {"command": " ".join(sys.argv), "versions": versions, "git_commit": _git_commit()}
+
+
+def _git_commit() -> str | None:
+    """The checkout's commit, with `+changes` where tracked files differ from it."""
+    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+    try:
+        commit = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
+        )
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True, text=True, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    if commit.returncode:
+        return None
+    return commit.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
