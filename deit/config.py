@@ -93,6 +93,7 @@ class Teacher:
 
     name: str = "regnety_160.deit_in1k"
     checkpoint: str | None = None
+    recipe: str | None = None  # without `checkpoint`: a YAML file that trains it first, once
     mean: Channels | None = None  # of the images it expects; None: as its run or timm says
     std: tuple[Positive, Positive, Positive] | None = None
     evaluate: bool = False  # measure it on the validation images before training
@@ -156,6 +157,7 @@ NOT_RECIPE = (
     "data.eval_batch_size",
     "teacher.evaluate",
     "teacher.checkpoint",
+    "teacher.recipe",
     "train.evaluate_every",
     "train.save_every",
     "train.keep_every",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deit.config import Config
-from deit.inputs import Inputs, Mix, to_device
+from deit.inputs import Inputs, Mix, measure, to_device
 from deit.optim import check_finite, create_optimizer, create_schedule, update
 from deit.task import Task
 from srd import dist
@@ -19,7 +19,7 @@ from srd.checkpoint import save_weights
 from srd.config import to_mapping
 from srd.device import Precision, Readback
 from srd.errors import Stopped
-from srd.evaluate import Accuracy, evaluate, evaluating
+from srd.evaluate import Accuracy, evaluating
 from srd.log import RunLog, clock
 from srd.run import RunFolder, StopSignals
 from srd.teacher import FrozenTeacher
@@ -241,13 +241,8 @@ class Trainer:
     def evaluate_epoch(self) -> Accuracy:
         """Measure the model, log it, and keep it when it is the best so far."""
         position = self.position
-        self.log.start_bar("evaluating", self.inputs.val_images, unit="image")
         with evaluating(self.task.model):
-            accuracy = evaluate(
-                self.task.model, self.inputs.val, self.device, self.precision, self.inputs.broken,
-                lambda images: self.log.advance(images * dist.world_size()),
-            )  # fmt: skip
-        self.log.end_bar()
+            accuracy = measure(self.task.model, self.inputs, self.device, self.precision, self.log)
         self.log.row("eval", {"epoch": position.epoch, "step": position.updates, **accuracy.row()})
         mean = position.sums["loss"] / self.steps
         improved = accuracy.acc1 > position.best_acc1

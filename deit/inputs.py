@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,10 @@ from torch.utils.data import DataLoader
 from deit.config import Config
 from srd import dist
 from srd.data import ImageSource, check_same_classes, open_images
+from srd.device import Precision
 from srd.errors import UserError
+from srd.evaluate import Accuracy, evaluate
+from srd.log import RunLog
 from srd.views import (
     MIX,
     Batch,
@@ -138,3 +142,28 @@ def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
     if device.type == "cuda":
         images = images.contiguous(memory_format=torch.channels_last)
     return images, batch.targets.to(device, non_blocking=True)
+
+
+def measure(
+    predict: Callable[[Tensor], Tensor],
+    inputs: Inputs,
+    device: torch.device,
+    precision: Precision,
+    log: RunLog,
+    label: str = "evaluating",
+) -> Accuracy:
+    """Accuracy of `predict` (images to logits) on the validation images, with a progress bar."""
+    log.start_bar(label, inputs.val_images, unit="image")
+    skipped = len(inputs.broken.names)
+    accuracy = evaluate(
+        predict,
+        inputs.val,
+        device,
+        precision,
+        inputs.broken,
+        lambda images: log.advance(images * dist.world_size()),
+    )
+    log.end_bar()
+    if (now := len(inputs.broken.names)) > skipped:
+        log.info(f"skipped {now - skipped} files that could not be read")
+    return accuracy

@@ -95,11 +95,15 @@ def read_config(flags: argparse.Namespace) -> Any:
     if flags.train_student or flags.train_teacher:
         check(config)
     if config.name is None:
-        kind = f"deit_{config.model.name}_{config.distill.method}"
-        config = replace(
-            config, name=f"teacher_{config.teacher.name}" if flags.train_teacher else kind
-        )
+        config = replace(config, name=default_name(config, flags.train_teacher))
     return config
+
+
+def default_name(config: Any, teacher: bool) -> str:
+    """Of a run's folder: what is trained, and on the digits says so."""
+    model = f"deit_{config.model.name}_{config.distill.method}"
+    data = "digits_" if config.data.dataset == "digits" else ""
+    return data + (f"teacher_{config.teacher.name}" if teacher else model)
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -107,16 +111,17 @@ def run(arguments: Sequence[str]) -> None:
     flags = parse(arguments)
     config = read_config(flags)
     # torch and timm take seconds to import: mistakes in the command are told before
-    from deit import jobs
+    from deit.evaluation import evaluate_checkpoint
+    from deit.training import train
 
     if flags.train_student or flags.train_teacher:
         if flags.checkpoint:
             raise UserError(
                 "--checkpoint is for evaluation; to go on from a file use --resume FILE"
             )
-        jobs.train(config, "teacher" if flags.train_teacher else "student")
+        train(config, "teacher" if flags.train_teacher else "student")
     else:
-        jobs.evaluate_checkpoint(config, flags.checkpoint)
+        evaluate_checkpoint(config, flags.checkpoint)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import Tensor
 
-from deit.config import Teacher
+from deit.config import Config, Teacher
 from srd.checkpoint import explain_mismatch, load_file, weights_in
 from srd.errors import UserError, nearest
 from srd.teacher import FrozenTeacher, Normalization, TeacherOutput, verify
@@ -27,6 +27,11 @@ class LoadedTeacher(NamedTuple):
     source: str
     sha256: str | None
 
+    def classify(self, images: Tensor) -> Tensor:
+        """Logits (B, C), as an evaluation wants them."""
+        output: TeacherOutput = self.model(images)
+        return output.logits
+
 
 def in_ckpts(*names: str) -> Path | None:
     """The first of `names` that exists in `ckpts/`, here or in the repository."""
@@ -34,6 +39,14 @@ def in_ckpts(*names: str) -> Path | None:
     return next(
         (place / name for name in names for place in places if (place / name).is_file()), None
     )
+
+
+def open_teacher(config: Config, num_classes: int, device: torch.device) -> LoadedTeacher:
+    """The configured teacher on its device, for images normalised as the configuration says."""
+    given = Normalization(config.data.mean, config.data.std)
+    teacher = load_teacher(config.teacher, num_classes, config.model.image_size, given)
+    teacher.model.to(device)
+    return teacher
 
 
 def load_teacher(

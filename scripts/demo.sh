@@ -11,15 +11,14 @@
 source "$(dirname "$0")/setup.sh"
 
 out=runs/demo
-teacher=$out/teacher/checkpoints/best.pth
 cores=$(python -c 'import os; print(os.cpu_count())')
 
 echo "== the teacher: RegNetY on 1,297 digits"
-python deit/main.py --train_teacher --config configs/digits/teacher.yaml --output "$out" --name teacher
+python deit/main.py --train_teacher --config configs/digits/teacher.yaml --output "$out"
 
 student() { # method, name, seed
   python deit/main.py --model tiny --train_student --config configs/digits/deit.yaml \
-    --teacher-checkpoint "$teacher" --distillation "$1" --seed "$3" \
+    --distillation "$1" --seed "$3" \
     --output "$out" --name "$2_seed$3" 2>&1 | sed -u "s/^/[$2, seed $3] /"
 }
 

@@ -37,6 +37,7 @@ def collect(folder: Path) -> dict[str, list[Run]]:
         rows = read_metrics(path.parent / "metrics.jsonl", "eval")
         curve = [(row["epoch"] + 1, row["acc1"]) for row in rows if "model" not in row]
         name = re.sub(r"_seed\d+$", "", path.parent.name)
+        name = "teacher" if name.endswith("_teacher") else name
         groups.setdefault(name, []).append(Run(json.loads(path.read_text()), curve))
     if not groups:
         raise UserError(f"no finished run in {folder}: looked for {folder}/*/result.json")
@@ -74,14 +75,20 @@ def picture(groups: dict[str, list[Run]], path: Path) -> None:
         for run in runs:
             curves.plot(*zip(*run.curve, strict=True), color=colour, linewidth=0.8, alpha=0.45)
         epochs = [epoch for epoch, _ in runs[0].curve]
-        means = [mean(values) for values in zip(*([y for _, y in r.curve] for r in runs), strict=True)]
+        means = [
+            mean(values) for values in zip(*([y for _, y in r.curve] for r in runs), strict=True)
+        ]
         curves.plot(epochs, means, color=colour, linewidth=2.2, label=name)
         finals = [run.result["acc1"] for run in runs]
         error = stdev(finals) if len(finals) > 1 else None
         bars.bar(position, mean(finals), yerr=error, capsize=5, color=colour, width=0.65)
         bars.plot([position] * len(finals), finals, "k.", markersize=5)
         bars.annotate(
-            f"{mean(finals):.1f}", (position, max(finals)), (0, 8), textcoords="offset points", ha="center"
+            f"{mean(finals):.1f}",
+            (position, max(finals)),
+            (0, 8),
+            textcoords="offset points",
+            ha="center",
         )
     images = next(iter(groups.values()))[0].result["images"]
     curves.set(xlabel="epoch", ylabel="top-1, %", title=f"Accuracy on {images} held-out images")

@@ -31,6 +31,11 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+def device_name(device: torch.device) -> str:
+    """What to call a device in a result: the GPU's name, or `cpu`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def set_determinism(deterministic: bool) -> None:
     """Same bits on every run of the same machine, or the fastest kernels."""
     torch.backends.cudnn.benchmark = not deterministic

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from srd import dist
 from srd.checkpoint import load_file, newest_whole, save_state, write_text
 from srd.config import differences, dump_yaml
 from srd.errors import EXIT_SIGINT, EXIT_SIGTERM, UserError
@@ -105,6 +106,47 @@ def load_resume(
             f"{path} belongs to another recipe ({'; '.join(changed[:5])}): use another --name, "
             "the old values, or --resume none"
         )
+    return state
+
+
+def open_run(
+    folder: RunFolder,
+    resume: str,
+    settings: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    not_recipe: tuple[str, ...],
+) -> dict[str, Any] | None:
+    """Make a run's folder ready; the state to go on from, or None for a new run.
+
+    Args:
+        resume: `auto` (the newest whole checkpoint in the folder), `none` (a new run; an earlier
+            one's folder is renamed), or a checkpoint file.
+        settings: the resolved configuration, saved with the run.
+        identity: what a checkpoint must agree on besides.
+        not_recipe: settings that may differ from the checkpoint's.
+
+    Raises:
+        UserError: the folder cannot be written, or the checkpoint belongs to another recipe.
+    """
+    damaged: list[Path] = []
+    path: Path | None = None
+    if resume == "auto":
+        path, damaged = folder.find_resume()
+        if path is None and damaged:
+            raise UserError(
+                f"{damaged[0]} is damaged and there is no other checkpoint: --resume none starts anew"
+            )
+    elif resume != "none":
+        path = Path(resume).expanduser()
+    state = load_resume(path, {**settings, **identity}, not_recipe) if path else None
+    if dist.is_main():
+        if resume == "none" and (aside := folder.set_aside()):
+            print(f"the earlier run is now {aside}")
+        folder.prepare()
+        folder.write_config(settings)
+        for file in damaged:
+            print(f"{file} is damaged: passed over for {path}")
+    dist.barrier()
     return state
 
 

@@ -1,0 +1,69 @@
+"""Evaluate a checkpoint: what the command line does without --train_student or --train_teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deit.config import Config
+from deit.inputs import measure, open_inputs
+from deit.student import create_student
+from deit.task import split_weights
+from deit.teacher import in_ckpts, open_teacher
+from srd import dist
+from srd.checkpoint import explain_mismatch, load_weights
+from srd.device import Precision, choose_device
+from srd.errors import UserError
+from srd.evaluate import Accuracy
+from srd.log import RunLog
+
+
+def evaluate_checkpoint(config: Config, checkpoint: str | None) -> Accuracy:
+    """Measure a released or own checkpoint on the validation images, and print what came out.
+
+    Args:
+        checkpoint: a file; None looks for the released one in `ckpts/`.
+
+    Raises:
+        UserError: no such file, or it does not fit the model, the classes or the image size.
+    """
+    path = Path(checkpoint).expanduser() if checkpoint else released_checkpoint(config.model.name)
+    device = choose_device(config.device)
+    precision = Precision.choose(config.amp, device)
+    inputs = open_inputs(config, training=False, pin_memory=device.type == "cuda")
+    size = config.model.image_size
+    what = f"DeiT-{config.model.name} with {inputs.num_classes} classes at {size}x{size}"
+    weights, projector = split_weights(load_weights(path))
+    student = create_student(config.model.name, inputs.num_classes, size)
+    explain_mismatch(student.state_dict(), weights, path, what)
+    student.load_state_dict(weights)
+    student.to(device).eval()
+    log = RunLog(None, dist.is_main())
+    try:
+        if projector:
+            log.info(
+                f"{path}: a projector of {len(projector)} tensors beside the student, not needed"
+            )
+        if config.teacher.evaluate:
+            teacher = open_teacher(config, inputs.num_classes, device)
+            found = measure(
+                teacher.classify, inputs, device, precision, log, "evaluating the teacher"
+            )
+            log.info(f"teacher {teacher.name}  {found}")
+        accuracy = measure(student, inputs, device, precision, log)
+    finally:
+        log.close()
+    if dist.is_main():
+        print(f"{what}, {path}: {accuracy}")
+    return accuracy
+
+
+def released_checkpoint(model: str) -> Path:
+    """The released weights of `model` in `ckpts/`; a UserError says where they were looked for."""
+    names = (f"deit_{model}/ckpt_epoch_299.pth", "ckpt_epoch_299.pth")
+    found = in_ckpts(*names)
+    if found is None:
+        raise UserError(
+            f"nothing to evaluate: no ckpts/{names[0]} nor ckpts/{names[1]}; put the released weights "
+            "there (see ckpts/README.md), give --checkpoint FILE, or train with --train_student"
+        )
+    return found
