@@ -112,12 +112,15 @@ class Distill:
     ce_weight: NonNegative = 1.0
     kl_weight: NonNegative = 1.0
     repr_weight: NonNegative = 1.0
-    global_statistics: bool = True  # of the whole batch; off: each process's share (see docs)
 
 
 @dataclass(config=STRICT)
 class Train:
     batch_size: Count = 256  # the effective one, over all processes
+    micro_batch: Count | None = None  # images a process holds at once; None: all of its share
+    global_statistics: bool = (
+        True  # of the whole batch; off: each process's share (docs/distributed.md)
+    )
     epochs: Count = 300
     evaluate_every: Index = 1  # epochs; 0: only after the last
     save_every: Count = 1  # epochs between checkpoints; the last epoch always leaves one
@@ -132,7 +135,7 @@ class Config:
     output: str = "runs"
     name: str | None = None  # of the run's folder; None: from model and method
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
+    amp: Literal["auto", "off", "bf16", "fp16", "fp64"] = "auto"
     compile: bool = False
     deterministic: bool = False  # the same bits on a GPU too, at a cost in speed
     resume: str = "auto"
@@ -176,11 +179,6 @@ def check(config: Config) -> None:
         )
     if config.train.batch_size < 2:
         raise UserError("train.batch_size 1 has no batch statistics: use at least 2")
-    if config.optim.warmup_epochs >= config.train.epochs:
-        raise UserError(
-            f"optim.warmup_epochs {config.optim.warmup_epochs:g} leaves nothing of "
-            f"train.epochs {config.train.epochs}: set it below"
-        )
     low, high = config.augment.crop_scale
     if low > high:
         raise UserError(f"augment.crop_scale ({low}, {high}): the first must not exceed the second")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from deit.accumulate import MicroBatches
 from deit.config import Config
 from deit.inputs import Inputs, Mix, measure, to_device
 from deit.optim import check_finite, create_optimizer, create_schedule, update
@@ -84,9 +87,12 @@ class Trainer:
             self.optimizer, config.optim, config.train.batch_size, self.steps, config.train.epochs
         )
         self.scaler = precision.scaler()
+        self.micro: MicroBatches | None = None
+        if (size := config.train.micro_batch) is not None:
+            self.micro = MicroBatches(task, teacher, size, precision)
         self.position = Position()
         self.pending: Pending | None = None
-        self.signals = StopSignals()
+        self.signals, self.stopping = StopSignals(), False
 
     def state(self) -> dict[str, Any]:
         """Everything that the run needs to go on, as tensors and plain values.
@@ -119,74 +125,79 @@ class Trainer:
         Raises:
             Stopped: a signal came; the run is saved. RunFailed: it cannot go on.
         """
-        with self.signals.listening():
+        epochs, position = self.config.train.epochs, self.position
+        every = self.config.train.evaluate_every
+        total = epochs * self.steps
+        with (
+            self.signals.listening(),
+            self.log.bar(self.label, total, position.updates) as self.bar,
+        ):
             while True:
                 self.train_epoch()
-                last = self.position.epoch + 1 == self.config.train.epochs
-                every = self.config.train.evaluate_every
-                accuracy = None
-                if last or (every and (self.position.epoch + 1) % every == 0):
+                last = position.epoch + 1 == epochs
+                if last or (every and (position.epoch + 1) % every == 0):
                     accuracy = self.evaluate_epoch()
                 if last:
-                    assert accuracy is not None
                     return accuracy
-                self.position.epoch, self.position.step = self.position.epoch + 1, 0
-                self.position.sums = {}
+                position.epoch, position.step, position.sums = position.epoch + 1, 0, {}
+
+    @property
+    def label(self) -> str:
+        """Where the run is, for people."""
+        return f"epoch {self.position.epoch + 1}/{self.config.train.epochs}"
 
     def train_epoch(self) -> None:
-        """The steps that are left of this epoch, and a checkpoint."""
-        position, self.clock = self.position, time.perf_counter()
+        """The steps that are left of this epoch, and a checkpoint where one is due."""
+        position, train = self.position, self.config.train
         self.forward.train()
         self.batches.start_at(position.epoch, position.step)
-        label = f"epoch {position.epoch + 1}/{self.config.train.epochs}"
-        self.log.start_bar(label, self.steps, position.step)
-        started, first = time.perf_counter(), position.step
+        started = self.clock = time.perf_counter()
+        first = position.step
         for batch in self.loader if position.step < self.steps else ():
             for name in self.inputs.broken.check(batch):
                 self.log.info(f"skipped {name}")
-            self.train_step(*to_device(batch, self.device))
-            save_every = self.config.train.save_every_steps
-            due = save_every and position.updates % save_every == 0 and position.step < self.steps
-            if self.signals.received is not None or due:
-                self.save()
-            if self.signals.received is not None:
-                raise Stopped(
-                    f"saved {self.folder.last} at {label}, step {position.step}", self.signals.code
-                )
-        self.log.end_bar()
+            self.train_step(*to_device(batch, self.device, self.precision.dtype))
+            self.stop_if_asked()
+            if train.save_every_steps and position.updates % train.save_every_steps == 0:
+                self.save(self.folder.last)
         self.tell_pending()
-        last = position.epoch + 1 == self.config.train.epochs
-        if last or (position.epoch + 1) % self.config.train.save_every == 0:
-            self.save()
-        keep = self.config.train.keep_every
-        if dist.is_main() and keep and (position.epoch + 1) % keep == 0:
-            self.folder.save(
-                self.folder.checkpoints / f"epoch_{position.epoch:04}.pth", self.state()
-            )
         self.tell_epoch(position.step - first, time.perf_counter() - started)
+        done = position.epoch + 1
+        if done == train.epochs or done % train.save_every == 0:
+            self.save(self.folder.last)
+        if train.keep_every and done % train.keep_every == 0:
+            self.save(self.folder.checkpoints / f"epoch_{position.epoch:04}.pth")
+
+    def stop_if_asked(self) -> None:
+        """Save and stop when a signal has come, to this process or to another."""
+        if self.stopping:
+            self.save(self.folder.last)
+            dist.barrier()  # torchrun ends the others when one leaves: wait until it is saved
+            place = f"{self.label}, step {self.position.step} of {self.steps}"
+            raise Stopped(f"saved {self.folder.last} in {place}", self.signals.code)
 
     def train_step(self, images: Tensor, targets: Tensor) -> None:
         """One update from one global batch."""
         position = self.position
-        torch.manual_seed(int(derive(STEP, self.config.seed, position.updates, dist.rank())[0]))
+        seed = int(derive(STEP, self.config.seed, position.updates, dist.rank())[0])
         self.schedule.step_update(position.updates)
         images, targets = self.mix(images, targets, position.updates)
         where = f"epoch {position.epoch}, step {position.updates}"
-        with self.precision.autocast():
-            seen = self.teacher(images) if self.teacher is not None else None
-            losses = self.forward(images, targets, seen)
-        logged = dict(
-            zip(losses, dist.reduce_mean(torch.stack([*losses.values()]).detach()), strict=True)
-        )
+        losses, backward = self.forward_pass(images, targets, seed)
+        # One small reduction tells every process the global losses, and whether any was asked to stop.
+        asked = torch.full_like(losses["loss"], float(self.signals.received is not None))
+        means = dist.reduce_mean(torch.stack([*losses.values(), asked]).detach())
         terms, norm = update(
             losses,
-            logged,
+            dict(zip([*losses, "stop"], means, strict=True)),
             self.parameters,
             self.optimizer,
             self.scaler,
             self.config.optim.clip_norm,
             where,
+            backward,
         )
+        self.stopping = terms.pop("stop") > 0
         self.tell_pending()
         now = time.perf_counter()
         speed = self.config.train.batch_size / (now - self.clock)
@@ -197,6 +208,17 @@ class Trainer:
         for name, value in terms.items():
             position.sums[name] = position.sums.get(name, 0.0) + value
         position.step, position.updates = position.step + 1, position.updates + 1
+
+    def forward_pass(
+        self, images: Tensor, targets: Tensor, seed: int
+    ) -> tuple[dict[str, Tensor], Callable[[Tensor], None]]:
+        """The losses of the global batch, and what carries their gradients back."""
+        if self.micro is not None:
+            return self.micro.losses(images, targets, seed), self.micro.backward
+        torch.manual_seed(seed)
+        with self.precision.autocast():
+            seen = self.teacher(images) if self.teacher is not None else None
+            return self.forward(images, targets, seen), Tensor.backward
 
     def tell_pending(self) -> None:
         """Log the step before, whose gradient norm has arrived by now.
@@ -220,7 +242,7 @@ class Trainer:
             name: value for name, value in row.items() if name not in ("epoch", "step", "grad_norm")
         }
         shown["images/s"] = shown.pop("images_per_second")
-        self.log.advance(1, {**shown, "left": clock(remaining)})
+        self.bar.advance(1, {**shown, "left": clock(remaining)}, self.label)
 
     def tell_epoch(self, steps: int, seconds: float) -> None:
         """The epoch's mean losses and speed."""
@@ -232,11 +254,11 @@ class Trainer:
             row["images_per_second"] = round(steps * self.config.train.batch_size / seconds, 1)
         self.log.row("epoch", row)
 
-    def save(self) -> None:
-        """Write `last.pth`, once every step in it is known to be sound."""
+    def save(self, path: Path) -> None:
+        """Write a checkpoint, once every step in it is known to be sound."""
         self.tell_pending()
         if dist.is_main():
-            self.folder.save(self.folder.last, self.state())
+            self.folder.save(path, self.state())
 
     def evaluate_epoch(self) -> Accuracy:
         """Measure the model, log it, and keep it when it is the best so far."""
@@ -249,11 +271,11 @@ class Trainer:
         if improved:
             position.best_acc1, position.best_epoch = accuracy.acc1, position.epoch
         self.log.info(
-            f"epoch {position.epoch + 1}/{self.config.train.epochs}  train loss {mean:.4f}  {accuracy}"
-            + ("  best" if improved else "")
+            f"{self.label}  train loss {mean:.4f}  {accuracy}" + ("  best" if improved else "")
         )
+        if improved:
+            self.save(self.folder.best)
         if improved and dist.is_main():
-            self.folder.save(self.folder.best, self.state())
             save_weights(self.folder.student, self.task.model.state_dict(), self.card(accuracy))
         return accuracy
 

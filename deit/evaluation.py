@@ -36,7 +36,7 @@ def evaluate_checkpoint(config: Config, checkpoint: str | None) -> Accuracy:
     student = create_student(config.model.name, inputs.num_classes, size)
     explain_mismatch(student.state_dict(), weights, path, what)
     student.load_state_dict(weights)
-    student.to(device).eval()
+    student.to(device, precision.dtype).eval()
     log = RunLog(None, dist.is_main())
     try:
         if projector:
@@ -44,7 +44,7 @@ def evaluate_checkpoint(config: Config, checkpoint: str | None) -> Accuracy:
                 f"{path}: a projector of {len(projector)} tensors beside the student, not needed"
             )
         if config.teacher.evaluate:
-            teacher = open_teacher(config, inputs.num_classes, device)
+            teacher = open_teacher(config, inputs.num_classes, precision)
             found = measure(
                 teacher.classify, inputs, device, precision, log, "evaluating the teacher"
             )

@@ -136,9 +136,9 @@ class Mix:
         return mixed
 
 
-def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+def to_device(batch: Batch, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Images (channels last on a GPU) and targets on the device, without waiting for the copy."""
-    images = batch.images.to(device, non_blocking=True)
+    images = batch.images.to(device, dtype, non_blocking=True)
     if device.type == "cuda":
         images = images.contiguous(memory_format=torch.channels_last)
     return images, batch.targets.to(device, non_blocking=True)
@@ -153,17 +153,16 @@ def measure(
     label: str = "evaluating",
 ) -> Accuracy:
     """Accuracy of `predict` (images to logits) on the validation images, with a progress bar."""
-    log.start_bar(label, inputs.val_images, unit="image")
     skipped = len(inputs.broken.names)
-    accuracy = evaluate(
-        predict,
-        inputs.val,
-        device,
-        precision,
-        inputs.broken,
-        lambda images: log.advance(images * dist.world_size()),
-    )
-    log.end_bar()
+    with log.bar(label, inputs.val_images, unit="image") as bar:
+        accuracy = evaluate(
+            predict,
+            inputs.val,
+            device,
+            precision,
+            inputs.broken,
+            lambda images: bar.advance(images * dist.world_size()),
+        )
     if (now := len(inputs.broken.names)) > skipped:
         log.info(f"skipped {now - skipped} files that could not be read")
     return accuracy

@@ -31,7 +31,7 @@ FIELD_FLAGS = {
     "--teacher-checkpoint": ("teacher.checkpoint", "its weights"),
     "--distillation": ("distill.method", "srd (the paper), kd (logits only) or none"),
     "--resume": ("resume", "auto (go on where the run was), none, or a checkpoint file"),
-    "--amp": ("amp", "auto, off, bf16 or fp16"),
+    "--amp": ("amp", "auto, off, bf16, fp16 (or fp64, for proofs)"),
 }
 
 

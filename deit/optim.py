@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from timm.optim import param_groups_weight_decay
@@ -64,6 +64,7 @@ def create_schedule(
 
 def gradients(
     loss: Tensor,
+    backward: Callable[[Tensor], None],
     parameters: Iterable[nn.Parameter],
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
@@ -71,7 +72,7 @@ def gradients(
 ) -> Tensor:
     """Backward, unscale, clip. Returns the gradient norm before clipping, on the device."""
     optimizer.zero_grad(set_to_none=True)
-    scaler.scale(loss).backward()
+    backward(scaler.scale(loss))
     scaler.unscale_(optimizer)
     limit = math.inf if clip_norm is None else clip_norm
     return nn.utils.clip_grad_norm_(parameters, limit)
@@ -92,6 +93,7 @@ def update(
     scaler: torch.amp.GradScaler,
     clip_norm: float | None,
     where: str,
+    backward: Callable[[Tensor], None] = Tensor.backward,
 ) -> tuple[dict[str, float], Readback]:
     """One update: backward, unscale, clip, check that the losses are finite, step.
 
@@ -102,6 +104,7 @@ def update(
         losses: `loss` is the one to differentiate.
         logged: the terms to check and to return, the same on every rank.
         where: epoch and step, for the message.
+        backward: from the (scaled) loss to the parameters' gradients.
 
     Returns:
         The terms as numbers, and the gradient norm on its way to the host.
@@ -111,7 +114,7 @@ def update(
     """
     terms = Readback(logged)
     norm = Readback(
-        {"grad_norm": gradients(losses["loss"], parameters, optimizer, scaler, clip_norm)}
+        {"grad_norm": gradients(losses["loss"], backward, parameters, optimizer, scaler, clip_norm)}
     )
     values = terms.wait()
     check_finite(values, where)

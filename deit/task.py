@@ -31,6 +31,7 @@ class StudentTask(nn.Module):
         config: method, weights and the method's constants.
         teacher_width: D_t; needed for `srd`.
         smoothing: of class-index targets (mixed targets are smoothed when mixed).
+        global_statistics: of the representation loss; see `SimpleRecipeLoss`.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class StudentTask(nn.Module):
         config: Distill,
         teacher_width: int | None = None,
         smoothing: float = 0.0,
+        global_statistics: bool = True,
     ) -> None:
         super().__init__()
         self.student, self.config, self.smoothing = student, config, smoothing
@@ -52,7 +54,7 @@ class StudentTask(nn.Module):
                 config.alpha,
                 config.bn_eps,
                 config.log_eps,
-                across_ranks=config.global_statistics,
+                across_ranks=global_statistics,
             )
 
     @property
@@ -117,7 +119,11 @@ class ClassifierTask(nn.Module):
     def forward(
         self, images: Tensor, targets: Tensor, teacher: TeacherOutput | None = None
     ) -> dict[str, Tensor]:
-        ce = cross_entropy(self.model(images), targets, self.smoothing)
+        return self.losses(self.model(images), targets)
+
+    def losses(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """The losses of the model's logits, (B, C)."""
+        ce = cross_entropy(logits, targets, self.smoothing)
         return {"loss": ce, "ce": ce}
 
     def no_weight_decay(self) -> set[str]:

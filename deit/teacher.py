@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deit.config import Config, Teacher
 from srd.checkpoint import explain_mismatch, load_file, weights_in
+from srd.device import Precision
 from srd.errors import UserError, nearest
 from srd.teacher import FrozenTeacher, Normalization, TeacherOutput, verify
 
@@ -41,11 +42,11 @@ def in_ckpts(*names: str) -> Path | None:
     )
 
 
-def open_teacher(config: Config, num_classes: int, device: torch.device) -> LoadedTeacher:
+def open_teacher(config: Config, num_classes: int, precision: Precision) -> LoadedTeacher:
     """The configured teacher on its device, for images normalised as the configuration says."""
     given = Normalization(config.data.mean, config.data.std)
     teacher = load_teacher(config.teacher, num_classes, config.model.image_size, given)
-    teacher.model.to(device)
+    teacher.model.to(precision.device, precision.dtype)
     return teacher
 
 
@@ -158,6 +159,6 @@ def read_timm(model: Any, images: Tensor) -> TeacherOutput:
 
 def feature_width(teacher: FrozenTeacher, image_size: int) -> int:
     """D_t, found by looking at one black image."""
-    device = teacher.scale.device
-    features: Tensor = teacher(torch.zeros(1, 3, image_size, image_size, device=device)).features
+    black = torch.zeros(1, 3, image_size, image_size).to(teacher.scale)
+    features: Tensor = teacher(black).features
     return features.shape[1]

@@ -35,13 +35,20 @@ def train(config: Config, trained: Trained) -> None:
             not finite, or a file cannot be written.
     """
     device = choose_device(config.device)
+    with dist.processes(device):
+        _train(config, trained, device)
+
+
+def _train(config: Config, trained: Trained, device: torch.device) -> None:
+    dist.check_same([trained, to_mapping(config)])
+    check_shares(config)
     precision = Precision.choose(config.amp, device)
     set_determinism(config.deterministic)
     inputs = open_inputs(config, training=True, pin_memory=device.type == "cuda")
     teacher = None
     if trained == "student" and config.distill.method != "none":
         config = with_trained_teacher(config)
-        teacher = open_teacher(config, inputs.num_classes, device)
+        teacher = open_teacher(config, inputs.num_classes, precision)
     task = make_task(config, trained, inputs.num_classes, teacher).to(device)
     identity = {
         "trained": trained,
@@ -62,7 +69,7 @@ def train(config: Config, trained: Trained) -> None:
     log = RunLog(folder.path, dist.is_main(), state["position"]["updates"] if state else 0)
     try:
         announce(log, inputs, task, teacher, device, precision)
-        network = prepare(task, teacher, config, device)
+        network = prepare(task, teacher, config, precision)
         trainer = Trainer(
             config, task, network, teacher.model if teacher else None, inputs, folder, log,
             device, precision, identity,
@@ -115,6 +122,18 @@ def with_trained_teacher(config: Config) -> Config:
     return replace(config, teacher=teacher)
 
 
+def check_shares(config: Config) -> None:
+    """Raise a UserError unless the processes can share the batch evenly, in mirror-symmetric parts."""
+    size, unit = config.train.batch_size, 2 * dist.world_size()
+    if dist.world_size() > 1 and size % unit:
+        below, above = size // unit * unit, -(-size // unit) * unit
+        nearest = below if below and size - below <= above - size else above
+        raise UserError(
+            f"train.batch_size {size} does not divide into {dist.world_size()} even shares: the "
+            f"nearest that does is {nearest}"
+        )
+
+
 def make_task(
     config: Config, trained: Trained, num_classes: int, teacher: LoadedTeacher | None
 ) -> Task:
@@ -126,20 +145,24 @@ def make_task(
             return ClassifierTask(model, smoothing)
         student = create_student(config.model.name, num_classes, size, config.model.drop_path)
         width = feature_width(teacher.model, size) if teacher else None
-        return StudentTask(student, config.distill, width, smoothing)
+        everywhere = config.train.global_statistics
+        return StudentTask(student, config.distill, width, smoothing, everywhere)
 
 
 def prepare(
-    task: Task, teacher: LoadedTeacher | None, config: Config, device: torch.device
+    task: Task, teacher: LoadedTeacher | None, config: Config, precision: Precision
 ) -> nn.Module:
-    """Memory layout and compilation; returns what the engine calls."""
+    """Global batch norms, types, memory layout, compilation; returns what the engine calls."""
+    if config.train.global_statistics and dist.world_size() > 1:
+        dist.use_global_batch_norm(task.model)
+    task.to(precision.dtype)
     networks: list[Any] = [task.model, *([teacher.model] if teacher else [])]
     for network in networks:
-        if device.type == "cuda":
+        if precision.device.type == "cuda":
             network.to(memory_format=torch.channels_last)
         if config.compile:
             network.compile()
-    return task
+    return dist.data_parallel(task, precision.device)
 
 
 def announce(

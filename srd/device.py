@@ -46,36 +46,37 @@ def set_determinism(deterministic: bool) -> None:
 
 @dataclass
 class Precision:
-    """Mixed precision: autocast around the models, and a loss scale where the type needs one."""
+    """The type of weights and images, and of mixed precision where it is on."""
 
     device: torch.device
-    dtype: torch.dtype | None  # None: full precision
+    mixed: torch.dtype | None = None  # None: off
+    dtype: torch.dtype = torch.float32
 
     @classmethod
     def choose(cls, name: str, device: torch.device) -> Precision:
-        """From `auto` (bf16 on a GPU that has it, else fp16; off on the CPU), `off`, `bf16` or `fp16`."""
+        """From a name: `auto` (bf16 on a GPU that has it, else fp16; off on the CPU), `off`, `bf16`,
+        `fp16`, or `fp64` (everything in double precision: for proofs)."""
         if name == "auto":
             name = (
-                "off"
-                if device.type == "cpu"
-                else "bf16"
-                if torch.cuda.is_bf16_supported()
-                else "fp16"
+                "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp16"
             )
+            name = "off" if device.type == "cpu" else name
         if name == "fp16" and device.type == "cpu":
             raise UserError("amp fp16 needs a GPU: use bf16 or off on the CPU")
+        if name == "fp64":
+            return cls(device, dtype=torch.float64)
         return cls(device, {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name])
 
     def autocast(self) -> torch.autocast:
         """The context in which models run."""
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
+        return torch.autocast(self.device.type, dtype=self.mixed, enabled=self.mixed is not None)
 
     def scaler(self) -> torch.amp.GradScaler:
         """The loss scaler; it does nothing except for fp16."""
-        return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        return torch.amp.GradScaler(self.device.type, enabled=self.mixed == torch.float16)
 
     def __str__(self) -> str:
-        return str(self.dtype or torch.float32).removeprefix("torch.")
+        return str(self.mixed or self.dtype).removeprefix("torch.")
 
 
 class Readback:

@@ -8,11 +8,21 @@ global loss, whatever the number of processes. With one process every function h
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from srd.errors import UserError
+
+TIMEOUT_SECONDS = 600  # for the other processes to come, or to answer; SRD_DIST_TIMEOUT changes it
 
 
 def world_size() -> int:
@@ -28,6 +38,81 @@ def rank() -> int:
 def is_main() -> bool:
     """Whether this process writes files and talks to the person."""
     return rank() == 0
+
+
+@contextmanager
+def processes(device: torch.device) -> Iterator[None]:
+    """Join the other processes that torchrun (or anything that sets its variables) started.
+
+    Alone, this does nothing. GPUs talk over nccl, CPUs over gloo.
+
+    Raises:
+        UserError: the others did not come in time.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield
+        return
+    seconds = float(os.environ.get("SRD_DIST_TIMEOUT", TIMEOUT_SECONDS))
+    host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    try:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            timeout=timedelta(seconds=seconds),
+            device_id=device if device.type == "cuda" else None,
+        )
+    except (
+        RuntimeError,
+        ValueError,
+    ) as error:  # torch's network and store errors are RuntimeErrors
+        raise UserError(
+            f"{size} processes were to meet at {host}:{port} and did not within {seconds:.0f} s "
+            f"({' '.join(str(error).split())[:120]}): check the host, the port, and that all are started"
+        ) from None
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def check_same(settings: Any) -> None:
+    """Raise a UserError on every rank unless all ranks have the same `settings` (JSON values)."""
+    if world_size() == 1:
+        return
+    mine = json.dumps(settings, sort_keys=True)
+    everyone: list[Any] = [None] * world_size()
+    dist.all_gather_object(everyone, mine)
+    other = next((number for number, theirs in enumerate(everyone) if theirs != everyone[0]), None)
+    if other is not None:
+        raise UserError(
+            f"process {other} has another configuration than process 0: start all with the same "
+            "command, files and versions"
+        )
+
+
+def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
+    """`module` with its gradients averaged over ranks; alone, `module` itself."""
+    if world_size() == 1:
+        return module
+    return DistributedDataParallel(
+        module,
+        device_ids=[device] if device.type == "cuda" else None,
+        broadcast_buffers=False,  # the statistics are global: every rank computes the same
+        gradient_as_bucket_view=True,
+    )
+
+
+@torch.no_grad()
+def average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Average `.grad` over ranks, in one message, for gradients that were accumulated by hand."""
+    if world_size() == 1:
+        return
+    grads = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([grad.reshape(-1) for grad in grads])
+    dist.all_reduce(flat)
+    flat /= world_size()
+    for grad, part in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+        grad.copy_(part.view_as(grad))
 
 
 def barrier() -> None:

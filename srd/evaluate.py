@@ -74,7 +74,7 @@ def evaluate(
         if len(batch.targets) == 0:
             continue
         targets = batch.targets.to(device, non_blocking=True)
-        images = batch.images.to(device, non_blocking=True)
+        images = batch.images.to(device, precision.dtype, non_blocking=True)
         with precision.autocast():
             logits = predict(images)
         logits = logits.float() if logits.dtype != torch.float64 else logits

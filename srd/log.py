@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,6 @@ class RunLog:
     def __init__(self, folder: Path | None, main: bool = True, first_step: int = 0) -> None:
         self.main, self.folder = main, folder if main else None
         self.interactive = main and sys.stderr.isatty()
-        self._bar: Any = None
-        self._last_line = 0.0
         self._metrics: Any = None
         self._text: Any = None
         self._board: SummaryWriter | None = None
@@ -76,43 +75,54 @@ class RunLog:
         except OSError as error:
             raise RunFailed(f"cannot write {file.name} ({error.strerror or error})") from error
 
-    def start_bar(self, label: str, total: int, done: int = 0, unit: str = "step") -> None:
-        """A new progress bar of `total`, `done` of them already made."""
-        self._last_line = time.monotonic()
-        if self.interactive:
-            self._bar = tqdm(
-                total=total, initial=done, desc=label, unit=unit, leave=False, dynamic_ncols=True
-            )
-        self._label, self._total, self._done = label, total, done
-
-    def advance(self, by: int, values: Mapping[str, float | str] | None = None) -> None:
-        """Move the bar; without a terminal, print a line every ten seconds."""
-        if not self.main:
-            return
-        self._done += by
-        if self._bar is not None:
-            if values:
-                self._bar.set_postfix_str(
-                    "  ".join(_pair(*item) for item in values.items()), refresh=False
-                )
-            self._bar.update(by)
-        elif values and time.monotonic() - self._last_line > PLAIN_LINE_SECONDS:
-            self._last_line = time.monotonic()
-            pairs = "  ".join(_pair(*item) for item in values.items())
-            self.info(f"{self._label} {self._done}/{self._total}  {pairs}")
-
-    def end_bar(self) -> None:
-        """Take the bar away."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+    @contextmanager
+    def bar(self, label: str, total: int, done: int = 0, unit: str = "step") -> Iterator[Bar]:
+        """A progress bar of `total`, `done` of them already made; bars may nest."""
+        with Bar(self, label, total, done, unit) as bar:
+            yield bar
 
     def close(self) -> None:
-        """Close the bar and the files."""
-        self.end_bar()
+        """Close the files."""
         for file in (self._metrics, self._text, self._board):
             if file is not None:
                 file.close()
+
+
+class Bar:
+    """Progress in a terminal; without one, a line every ten seconds; nothing on other processes."""
+
+    def __init__(self, log: RunLog, label: str, total: int, done: int, unit: str) -> None:
+        self.log, self.label, self.total, self.done = log, label, total, done
+        self._last_line = time.monotonic()
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            unit=unit,
+            leave=False,
+            dynamic_ncols=True,
+            disable=not log.interactive,
+            bar_format="{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} {unit}s{postfix}",
+        )
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def advance(
+        self, by: int, values: Mapping[str, float | str] | None = None, label: str | None = None
+    ) -> None:
+        """Move by `by`, and show `values` beside."""
+        self.done, self.label = self.done + by, label or self.label
+        told = "  ".join(_pair(*item) for item in (values or {}).items())
+        if self.log.interactive:
+            self._bar.set_description_str(self.label, refresh=False)
+            self._bar.set_postfix_str(told, refresh=False)
+            self._bar.update(by)
+        elif told and time.monotonic() - self._last_line > PLAIN_LINE_SECONDS:
+            self._last_line = time.monotonic()
+            self.log.info(f"{self.label}  {self.done}/{self.total}  {told}")
 
 
 def _pair(name: str, value: float | str) -> str:
