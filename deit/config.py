@@ -42,7 +42,7 @@ class Data:
     dataset: Literal["imagefolder", "digits"] = "imagefolder"
     path: str | None = None  # the folder with train/ and val/
     images_per_class: Count | None = None  # train on the first n images of each class
-    workers: Index = 8  # loader processes, for each training process
+    workers: Index = 8  # loader processes for each training process, at most one a core
     mean: Channels = IMAGENET_MEAN
     std: tuple[Positive, Positive, Positive] = IMAGENET_STD
     skip_broken: bool = False  # replace files that cannot be read instead of stopping

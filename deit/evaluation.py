@@ -45,11 +45,9 @@ def evaluate_checkpoint(config: Config, checkpoint: str | None) -> Accuracy:
             )
         if config.teacher.evaluate:
             teacher = open_teacher(config, inputs.num_classes, precision)
-            found = measure(
-                teacher.classify, inputs, device, precision, log, "evaluating the teacher"
-            )
+            found = measure(teacher.classify, inputs, precision, log, "evaluating the teacher")
             log.info(f"teacher {teacher.name}  {found}")
-        accuracy = measure(student, inputs, device, precision, log)
+        accuracy = measure(student, inputs, precision, log)
     finally:
         log.close()
     if dist.is_main():

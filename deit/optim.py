@@ -1,19 +1,13 @@
-"""The optimizer, its schedule, and the one function that makes an update."""
+"""The optimizer and its schedule."""
 
 from __future__ import annotations
-
-import math
-from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from timm.optim import param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
-from torch import Tensor, nn
 
 from deit.config import Optim
 from deit.task import Task
-from srd.device import Readback
-from srd.errors import RunFailed
 
 
 def create_optimizer(
@@ -60,66 +54,3 @@ def create_schedule(
         warmup_prefix=config.warmup_prefix,
         t_in_epochs=False,
     )
-
-
-def gradients(
-    loss: Tensor,
-    backward: Callable[[Tensor], None],
-    parameters: Iterable[nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    clip_norm: float | None,
-) -> Tensor:
-    """Backward, unscale, clip. Returns the gradient norm before clipping, on the device."""
-    optimizer.zero_grad(set_to_none=True)
-    backward(scaler.scale(loss))
-    scaler.unscale_(optimizer)
-    limit = math.inf if clip_norm is None else clip_norm
-    return nn.utils.clip_grad_norm_(parameters, limit)
-
-
-def check_finite(terms: Mapping[str, float], where: str) -> None:
-    """Raise a RunFailed that names the terms which are not finite."""
-    bad = [f"{name} is {value}" for name, value in terms.items() if not math.isfinite(value)]
-    if bad:
-        raise RunFailed(f"{', '.join(bad)} at {where}; no update was made from it")
-
-
-def update(
-    losses: Mapping[str, Tensor],
-    logged: Mapping[str, Tensor],
-    parameters: Iterable[nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    clip_norm: float | None,
-    where: str,
-    backward: Callable[[Tensor], None] = Tensor.backward,
-) -> tuple[dict[str, float], Readback]:
-    """One update: backward, unscale, clip, check that the losses are finite, step.
-
-    The host waits for the loss values only after the whole backward pass is queued behind them,
-    so a GPU does not run dry; a loss that is not finite stops here, before the weights change.
-
-    Args:
-        losses: `loss` is the one to differentiate.
-        logged: the terms to check and to return, the same on every rank.
-        where: epoch and step, for the message.
-        backward: from the (scaled) loss to the parameters' gradients.
-
-    Returns:
-        The terms as numbers, and the gradient norm on its way to the host.
-
-    Raises:
-        RunFailed: a term is not finite, or (on the CPU, where it is known at once) the gradient.
-    """
-    terms = Readback(logged)
-    norm = Readback(
-        {"grad_norm": gradients(losses["loss"], backward, parameters, optimizer, scaler, clip_norm)}
-    )
-    values = terms.wait()
-    check_finite(values, where)
-    if losses["loss"].device.type == "cpu":
-        check_finite(norm.wait(), where)
-    scaler.step(optimizer)
-    scaler.update()
-    return values, norm

@@ -72,18 +72,12 @@ def _train(config: Config, trained: Trained, device: torch.device) -> None:
         network = prepare(task, teacher, config, precision)
         trainer = Trainer(
             config, task, network, teacher.model if teacher else None, inputs, folder, log,
-            device, precision, identity,
+            precision, identity,
         )  # fmt: skip
         if state is not None:
             trainer.load_state(state)
-            at = trainer.position
-            log.info(
-                f"resuming in epoch {at.epoch + 1}, step {at.step} ({at.updates} updates made)"
-            )
         elif teacher is not None and config.teacher.evaluate:
-            found = measure(
-                teacher.classify, inputs, device, precision, log, "evaluating the teacher"
-            )
+            found = measure(teacher.classify, inputs, precision, log, "evaluating the teacher")
             log.info(f"teacher {teacher.name}  {found}")
             log.row("eval", {"model": "teacher", "epoch": 0, "step": 0, **found.row()}, board={})
         accuracy = trainer.fit()

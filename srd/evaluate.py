@@ -53,7 +53,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def evaluate(
     predict: Callable[[Tensor], Tensor],
     batches: Iterable[Batch],
-    device: torch.device,
     precision: Precision,
     broken: BrokenFiles,
     progress: Callable[[int], None] = lambda images: None,
@@ -67,6 +66,7 @@ def evaluate(
     Raises:
         UserError: a file cannot be read (and skipping is off), or there was nothing to measure.
     """
+    device = precision.device
     sums = torch.zeros(4, dtype=torch.float64, device=device)  # correct1, correct5, loss, images
     start = time.perf_counter()
     for batch in batches:

@@ -1,0 +1,73 @@
+"""The one function that makes an update: backward, unscale, clip, check that all is finite, step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from srd.device import Readback
+from srd.errors import RunFailed
+
+
+def gradients(
+    loss: Tensor,
+    backward: Callable[[Tensor], None],
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    clip_norm: float | None,
+) -> Tensor:
+    """Backward, unscale, clip. Returns the gradient norm before clipping, on the device."""
+    optimizer.zero_grad(set_to_none=True)
+    backward(scaler.scale(loss))
+    scaler.unscale_(optimizer)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return nn.utils.clip_grad_norm_(parameters, math.inf if clip_norm is None else clip_norm)
+
+
+def check_finite(terms: Mapping[str, float], where: str) -> None:
+    """Raise a RunFailed that names the terms which are not finite."""
+    bad = [f"{name} is {value}" for name, value in terms.items() if not math.isfinite(value)]
+    if bad:
+        raise RunFailed(f"{', '.join(bad)} at {where}; no update was made from it")
+
+
+def update(
+    losses: Mapping[str, Tensor],
+    logged: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    clip_norm: float | None,
+    where: str,
+    backward: Callable[[Tensor], None] = Tensor.backward,
+) -> tuple[dict[str, float], Readback]:
+    """One update: backward, unscale, clip, check that the losses are finite, step.
+
+    The host waits for the loss values only after the whole backward pass is queued behind them,
+    so a GPU does not run dry; a loss that is not finite stops here, before the weights change.
+
+    Args:
+        losses: `loss` is the one to differentiate.
+        logged: the terms to check and to return, the same on every rank.
+        where: epoch and step, for the message.
+        backward: from the (scaled) loss to the parameters' gradients.
+
+    Returns:
+        The terms as numbers, and the gradient norm on its way to the host.
+
+    Raises:
+        RunFailed: a term is not finite, or (on the CPU, where it is known at once) the gradient.
+    """
+    terms = Readback(logged)
+    norm = Readback(
+        {"grad_norm": gradients(losses["loss"], backward, optimizer, scaler, clip_norm)}
+    )
+    values = terms.wait()
+    check_finite(values, where)
+    if losses["loss"].device.type == "cpu":
+        check_finite(norm.wait(), where)
+    scaler.step(optimizer)
+    scaler.update()
+    return values, norm
