@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -87,13 +86,12 @@ def open_inputs(config: Config, training: bool, pin_memory: bool) -> Inputs:
     """
     data, train = config.data, config.train
     here = (dist.rank(), dist.world_size())
-    workers = min(data.workers, len(os.sched_getaffinity(0)))  # more would only wait for a core
     loader = train_batches = train_source = None
     if training:
         train_source = open_images(data.dataset, data.path, "train", data.images_per_class)
         train_batches = TrainBatches(len(train_source), train.batch_size, config.seed, *here)
         views = SeededViews(train_source, train_transform(config), config.seed, substitute=True)
-        loader = make_loader(views, train_batches, workers, pin_memory)
+        loader = make_loader(views, train_batches, data.workers, pin_memory)
     val_source: ImageSource = open_images(data.dataset, data.path, "val")
     if train_source is not None:
         check_same_classes(train_source, val_source)
@@ -101,7 +99,7 @@ def open_inputs(config: Config, training: bool, pin_memory: bool) -> Inputs:
     val_batches = EvalBatches(len(val_source), data.eval_batch_size, *here)
     return Inputs(
         num_classes=len(val_source.classes),
-        val=make_loader(val_views, val_batches, workers, pin_memory),
+        val=make_loader(val_views, val_batches, data.workers, pin_memory),
         val_images=len(val_source),
         train=loader,
         train_batches=train_batches,

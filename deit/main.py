@@ -11,9 +11,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any
 
-from srd.errors import UserError, exit_code, nearest
+from srd.cli import Parser, parse_strictly
+from srd.errors import UserError, exit_code
 
 # flag: (configuration field, help); each may be written with - or _ inside
 FIELD_FLAGS = {
@@ -33,13 +34,6 @@ FIELD_FLAGS = {
     "--resume": ("resume", "auto (go on where the run was), none, or a checkpoint file"),
     "--amp": ("amp", "auto, off, bf16, fp16 (or fp64, for proofs)"),
 }
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose complaints are UserErrors."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (--help lists the flags)")
 
 
 def _spellings(flag: str) -> list[str]:
@@ -66,17 +60,6 @@ def make_parser() -> Parser:
     parser.add_argument("--compile", action="store_true", help="torch.compile the models")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any field")
     return parser
-
-
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The flags; an unknown one is a UserError that names the nearest."""
-    parser = make_parser()
-    known, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        flag = unknown[0].split("=")[0]
-        flags = [option for action in parser._actions for option in action.option_strings]
-        raise UserError(f"unknown argument {flag}{nearest(flag, flags)}")
-    return known
 
 
 def read_config(flags: argparse.Namespace) -> Any:
@@ -108,7 +91,7 @@ def default_name(config: Any, teacher: bool) -> str:
 
 def run(arguments: Sequence[str]) -> None:
     """Parse, then evaluate or train; raises what `srd.errors.exit_code` turns into exit codes."""
-    flags = parse(arguments)
+    flags = parse_strictly(make_parser(), arguments)
     config = read_config(flags)
     # torch and timm take seconds to import: mistakes in the command are told before
     from deit.evaluation import evaluate_checkpoint

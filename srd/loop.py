@@ -113,6 +113,9 @@ class Loop(ABC):
     def set_rate(self, updates: int) -> None:
         """Set the learning rate for the step that follows `updates` others."""
 
+    def end_epoch(self, accuracy: Accuracy | None) -> None:  # noqa: B027 (a half may have nothing to do)
+        """Called when an epoch is over, with its accuracy where it was measured."""
+
     @abstractmethod
     def measure(self) -> Accuracy:
         """The accuracy of `model` on the validation images."""
@@ -168,10 +171,10 @@ class Loop(ABC):
                 self.train_epoch(bar)
                 done = position.epoch + 1
                 due = plan.evaluate_every and done % plan.evaluate_every == 0
-                if due or done == plan.epochs:
-                    accuracy = self.evaluate_epoch()
-                if done == plan.epochs:
+                accuracy = self.evaluate_epoch() if due or done == plan.epochs else None
+                if accuracy is not None and done == plan.epochs:
                     return accuracy
+                self.end_epoch(accuracy)
                 position.epoch, position.step, position.sums = done, 0, {}
 
     @property

@@ -73,10 +73,6 @@ class RunFolder:
         """Write a checkpoint whole or not at all."""
         save_state(path, state)
 
-    def write_config(self, values: Mapping[str, Any]) -> None:
-        """The resolved configuration, which can be run again as it is."""
-        write_text(self.config, dump_yaml(values))
-
     def write_result(self, values: Mapping[str, Any]) -> None:
         write_text(self.result, json.dumps(values, indent=2) + "\n")
 
@@ -115,6 +111,7 @@ def open_run(
     settings: Mapping[str, Any],
     identity: Mapping[str, Any],
     not_recipe: tuple[str, ...],
+    config_text: str | None = None,
 ) -> dict[str, Any] | None:
     """Make a run's folder ready; the state to go on from, or None for a new run.
 
@@ -124,6 +121,7 @@ def open_run(
         settings: the resolved configuration, saved with the run.
         identity: what a checkpoint must agree on besides.
         not_recipe: settings that may differ from the checkpoint's.
+        config_text: what `config.yaml` shall hold instead of `settings`.
 
     Raises:
         UserError: the folder cannot be written, or the checkpoint belongs to another recipe.
@@ -143,7 +141,7 @@ def open_run(
         if resume == "none" and (aside := folder.set_aside()):
             print(f"the earlier run is now {aside}")
         folder.prepare()
-        folder.write_config(settings)
+        write_text(folder.config, config_text or dump_yaml(settings))
         for file in damaged:
             print(f"{file} is damaged: passed over for {path}")
     dist.barrier()

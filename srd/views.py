@@ -201,16 +201,21 @@ class EvalBatches(Sampler[list[tuple[int, int]]]):
 
 
 def make_loader(
-    views: Dataset[Any], batches: Sampler[list[tuple[int, int]]], workers: int, pin_memory: bool
-) -> DataLoader[Batch]:
-    """A loader of `Batch`; its workers live as long as it does."""
+    views: Dataset[Any],
+    batches: Sampler[list[tuple[int, int]]],
+    workers: int,
+    pin_memory: bool,
+    collate_fn: Callable[[Any], Any] = collate,
+) -> DataLoader[Any]:
+    """A loader of what `collate_fn` makes (`Batch`); its workers, at most one a core, live as long."""
+    workers = min(workers, len(os.sched_getaffinity(0)))  # more would only wait for a core
     return DataLoader(
         views,
         batch_sampler=batches,
         num_workers=workers,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
-        collate_fn=collate,
+        collate_fn=collate_fn,
         worker_init_fn=_start_worker,
         # The loader draws a seed for its workers on every pass: from here, not from the run's state.
         generator=torch.Generator(),

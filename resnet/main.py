@@ -1,0 +1,72 @@
+"""Command line of the ResNet half, with torchdistill's spellings.
+
+python resnet/image_classification.py --config configs/res3418.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from srd.cli import Parser, parse_strictly
+from srd.errors import UserError, exit_code
+
+
+def make_parser() -> Parser:
+    """torchdistill's flags, and ours."""
+    parser = Parser(
+        prog="resnet/image_classification.py",
+        description="Train and test image classifiers from a torchdistill YAML file.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--config", required=True, metavar="FILE", help="torchdistill YAML file")
+    add("--device", default="auto", help="auto, cpu or cuda")
+    add("--seed", type=int, default=0, help="of everything random")
+    add(
+        "--log",
+        "--run_log",
+        dest="run_log",
+        metavar="FILE",
+        help="copy the run's log.txt there too",
+    )
+    add("--output", default="runs", help="where runs go: <output>/<name>/")
+    add("--name", help="of this run's folder (default: the configuration's)")
+    add("--data-path", "--data_path", metavar="DIR", help="takes the place of root_dir in the file")
+    add("--resume", default="auto", help="auto, none, or a checkpoint file")
+    add("--start_epoch", type=int, default=0, help="accepted; a run knows by itself where it was")
+    add("--world_size", type=int, default=1, help="accepted; torchrun says it")
+    add("--dist_url", default="env://", help="accepted; torchrun says it")
+    for flag, text in (
+        ("-test_only", "only test"),
+        ("-student_only", "test the student only"),
+        ("-log_config", "log the configuration"),
+        ("-adjust_lr", "multiply the learning rate by the number of processes"),
+        ("-disable_cudnn_benchmark", "accepted; see run.deterministic"),
+    ):
+        add(flag, action="store_true", help=text)
+    add("--trust-config", action="store_true", help="run whatever Python the file names")
+    return parser
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parse and run; raises what `srd.errors.exit_code` turns into exit codes."""
+    flags: argparse.Namespace = parse_strictly(make_parser(), arguments)
+    if not os.path.isfile(os.path.expanduser(flags.config)):
+        raise UserError(f"cannot read the configuration {flags.config}: no such file")
+    if flags.start_epoch:
+        raise UserError("--start_epoch: a run goes on by itself where it was; see --resume")
+    from resnet.runner import Options, run
+
+    names = Options.__dataclass_fields__
+    run(Options(**{name: value for name, value in vars(flags).items() if name in names}))
+
+
+def main() -> None:
+    sys.exit(exit_code(lambda: run(sys.argv[1:])))
+
+
+if __name__ == "__main__":
+    main()

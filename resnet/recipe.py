@@ -1,0 +1,247 @@
+"""Reads a torchdistill YAML file: checked first, then built."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import yaml
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torchdistill.common import yaml_util
+
+from resnet.trust import check_module, check_name
+from srd.config import STRICT, Layer, build
+from srd.errors import UserError, nearest
+
+IMPORTS = ("!import_get", "!import_call", "!import_call_method")
+PATHS = ("!join", "!pathjoin", "!expanduser", "!abspath")
+OBJECTS = ("!call_method", "!getattr", "!setattr", "!access_by_index_or_key")
+PLAIN = tuple(
+    f"tag:yaml.org,2002:{name}"
+    for name in ("str", "int", "float", "bool", "null", "seq", "map", "merge")
+)
+SECTIONS = ("dependencies", "root_dir", "datasets", "models", "train", "test", "run")
+# Where files are and how a machine is used: not part of the recipe.
+NOT_RECIPE_KEYS = {
+    "root",
+    "root_dir",
+    "num_workers",
+    "pin_memory",
+    "src_ckpt",
+    "dst_ckpt",
+    "log_freq",
+}
+NOT_RECIPE = ("run.save_every", "run.save_every_steps", "run.keep_every", "run.log_every")
+
+Index = Annotated[int, Field(ge=0)]
+
+
+@dataclass(config=STRICT)
+class Run:
+    """Our own section of the file, `run:`; all of it optional."""
+
+    amp: Literal["auto", "off", "bf16", "fp16", "fp64"] = "off"
+    channels_last: bool = False
+    deterministic: bool = False
+    save_every: Annotated[int, Field(ge=1)] = 1
+    save_every_steps: Index = 0
+    keep_every: Index = 0
+    log_every: Annotated[int, Field(ge=1)] = 10
+
+
+class Recipe(NamedTuple):
+    """A configuration, built: torchdistill's sections, our `run`, the text, and its plain form."""
+
+    config: dict[str, Any]
+    run: Run
+    text: str
+    settings: dict[str, Any]
+
+
+class _Loader(yaml.FullLoader):
+    """FullLoader with torchdistill's tags, and `1e-4` read as a number."""
+
+
+_EXPONENT = re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
+for _tag, _build in {
+    "!join": yaml_util.yaml_join,
+    "!pathjoin": yaml_util.yaml_pathjoin,
+    "!expanduser": yaml_util.yaml_expanduser,
+    "!abspath": yaml_util.yaml_abspath,
+    "!import_get": yaml_util.yaml_import_get,
+    "!import_call": yaml_util.yaml_import_call,
+    "!import_call_method": yaml_util.yaml_import_call_method,
+    "!call_method": yaml_util.yaml_call_method,
+    "!getattr": yaml_util.yaml_getattr,
+    "!setattr": yaml_util.yaml_setattr,
+    "!access_by_index_or_key": yaml_util.yaml_access_by_index_or_key,
+}.items():
+    _Loader.add_constructor(_tag, _build)
+
+
+def read_recipe(path: str | Path, data_path: str | None = None, trusted: bool = False) -> Recipe:
+    """Read, check and build a configuration.
+
+    Args:
+        data_path: takes the place of the file's `root_dir`; so does the variable SRD_DATA.
+        trusted: skip the check of what the file names.
+
+    Raises:
+        UserError: no file, malformed (with its line), an unknown section or `run` key, a name that
+            a configuration may not use (with its line), or objects that cannot be built.
+    """
+    path = Path(path).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise UserError(f"cannot read the configuration {path}: {reason}") from None
+    root = _compose(text, path)
+    sections = {key.value: value for key, value in root.value if isinstance(key, yaml.ScalarNode)}
+    for key, _ in root.value:
+        if key.value not in SECTIONS:
+            raise UserError(
+                f"{_at(path, key)}: unknown section {key.value!r}{nearest(key.value, SECTIONS)}"
+            )
+    if missing := [
+        name for name in ("datasets", "models", "train", "test") if name not in sections
+    ]:
+        raise UserError(
+            f"{path} has no section {missing[0]!r}: is it a torchdistill configuration?"
+        )
+    if not trusted:
+        for node in _walk(root):
+            _check(node, path)
+        _check_dependencies(sections.get("dependencies"), path)
+    settings = _plain(root)
+    if override := data_path or os.environ.get("SRD_DATA"):
+        if not isinstance(sections.get("root_dir"), yaml.ScalarNode):
+            raise UserError(f"{path} has no `root_dir:` line whose place --data-path could take")
+        sections["root_dir"].value = override
+    run = build(Run, [Layer(f"{path}, run", settings.get("run") or {})])
+    return Recipe(_construct(root, path), run, text, settings)
+
+
+def _compose(text: str, path: Path) -> yaml.MappingNode:
+    try:
+        root = yaml.compose(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line} is not YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(root, yaml.MappingNode):
+        raise UserError(f"{path} must hold `key: value` lines")
+    return root
+
+
+def _construct(root: yaml.Node, path: Path) -> dict[str, Any]:
+    loader = _Loader("")
+    try:
+        return loader.construct_document(root)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the objects that the file names raise when they are built
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{path}: building what it names failed ({reason})") from None
+    finally:
+        loader.dispose()
+
+
+def _walk(node: yaml.Node) -> Iterator[yaml.Node]:
+    """Every node of a document once, aliases followed."""
+    seen: set[int] = set()
+    stack = [node]
+    while stack:
+        node = stack.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        yield node
+        if isinstance(node, yaml.MappingNode):
+            stack += [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            stack += node.value
+
+
+def _check(node: yaml.Node, path: Path) -> None:
+    where = _at(path, node)
+    if node.tag in IMPORTS:
+        entry = _scalars(node, ("key", "package", "class_name", "method_name"), where)
+        name = [entry.get(key) for key in ("package", "class_name", "method_name", "key")]
+        check_name(".".join(part for part in name if part), where)
+    elif node.tag in OBJECTS:
+        attributes = node.value if isinstance(node, yaml.SequenceNode) else []
+        names = [item.value for item in attributes[1:2] if isinstance(item, yaml.ScalarNode)]
+        if isinstance(node, yaml.MappingNode) and node.tag == "!call_method":
+            names = [_scalars(node, ("method_name",), where)["method_name"]]
+        if node.tag != "!access_by_index_or_key" and (not names or names[0].startswith("_")):
+            raise UserError(f"{where}: {node.tag} may only name a public attribute, as plain text")
+    elif node.tag not in (*PATHS, *PLAIN):
+        raise UserError(f"{where}: the tag {node.tag} is not one that a configuration may use")
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value == "repo_or_dir":
+                raise UserError(
+                    f"{_at(path, value)}: repo_or_dir runs the code of a repository: refused; "
+                    "--trust-config runs a file that you have read and trust"
+                )
+
+
+def _check_dependencies(node: yaml.Node | None, path: Path) -> None:
+    if node is None or node.tag.endswith("null"):
+        return
+    items = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    for item in items:
+        if not isinstance(item, yaml.ScalarNode):
+            raise UserError(
+                f"{_at(path, item)}: dependencies are module names, such as resnet.extension"
+            )
+        check_module(item.value, _at(path, item))
+
+
+def _scalars(node: yaml.Node, keys: tuple[str, ...], where: str) -> dict[str, str]:
+    """The plain-text values of `keys` in a mapping; a computed one is a UserError."""
+    if not isinstance(node, yaml.MappingNode):
+        raise UserError(f"{where}: {node.tag} needs `key: ...`")
+    found = {}
+    for key, value in node.value:
+        if key.value in ("<<",) or not isinstance(key, yaml.ScalarNode):
+            raise UserError(f"{where}: {node.tag} must be written out, without merge keys")
+        if key.value in keys and not (value.tag.endswith(":null")):
+            if not isinstance(value, yaml.ScalarNode) or not value.tag.endswith(":str"):
+                raise UserError(f"{where}: {key.value} of {node.tag} must be plain text")
+            found[key.value] = value.value
+    return found
+
+
+def _plain(node: yaml.Node) -> Any:
+    """A document as plain values, tags as keys, without what is not part of the recipe."""
+    if isinstance(node, yaml.MappingNode):
+        pairs = {
+            str(key.value): _plain(value)
+            for key, value in node.value
+            if key.value not in NOT_RECIPE_KEYS
+        }
+        return pairs if node.tag in PLAIN else {node.tag: pairs}
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(item) for item in node.value]
+    loader = _Loader("")
+    try:
+        return loader.construct_object(node) if node.tag in PLAIN else f"{node.tag} {node.value}"
+    finally:
+        loader.dispose()
+
+
+def _at(path: Path, node: yaml.Node) -> str:
+    return f"{path}, line {node.start_mark.line + 1}"
+
+
+def fresh(section: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a section that torchdistill may change (it multiplies learning rates in place)."""
+    return deepcopy(section)

@@ -1,0 +1,301 @@
+"""Runs a recipe: torchdistill's box inside the loop that both halves share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from resnet import box as boxes
+from resnet.box import Models
+from resnet.recipe import NOT_RECIPE, Recipe, read_recipe
+from srd import dist
+from srd.checkpoint import load_file, save_state
+from srd.device import Precision, choose_device, device_name, set_determinism
+from srd.errors import UserError
+from srd.evaluate import Accuracy, evaluate, evaluating
+from srd.log import RunLog, clock
+from srd.loop import Backward, Loop, Losses, Plan
+from srd.run import RunFolder, open_run, provenance
+from srd.views import INIT, Batch, BrokenFiles, EvalBatches, make_loader, seeded
+
+
+@dataclass
+class Options:
+    """The command line of `resnet/main.py`, torchdistill's names kept."""
+
+    config: str
+    device: str = "auto"
+    seed: int = 0
+    output: str = "runs"
+    name: str | None = None
+    resume: str = "auto"
+    data_path: str | None = None
+    test_only: bool = False
+    student_only: bool = False
+    log_config: bool = False
+    adjust_lr: bool = False
+    trust_config: bool = False
+    run_log: str | None = None
+
+
+class BoxLoop(Loop):
+    """A torchdistill box, trained by the shared loop."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        options: Options,
+        models: Models,
+        box: Any,
+        folder: RunFolder,
+        log: RunLog,
+        precision: Precision,
+        inputs: boxes.TrainInput,
+        identity: dict[str, Any],
+    ) -> None:
+        run = recipe.run
+        plan = Plan(
+            epochs=box.num_epochs,
+            batch_size=inputs.batches.batch_size,
+            seed=options.seed,
+            save_every=run.save_every,
+            save_every_steps=run.save_every_steps,
+            keep_every=run.keep_every,
+            log_every=run.log_every,
+            clip_norm=box.max_grad_norm,
+        )
+        super().__init__(
+            plan, inputs.loader, inputs.batches, folder, log, precision, recipe.settings, identity
+        )
+        self.recipe, self.models, self.box = recipe, models, box
+        self.optimizer, self.schedule = box.optimizer, box.lr_scheduler
+        self.parameters = [p for group in box.optimizer.param_groups for p in group["params"]]
+        self.val = eval_loader(box.val_data_loader, precision, options.seed)
+
+    def model(self) -> nn.Module:
+        return self.models.student
+
+    def start_epoch(self) -> None:
+        boxes.start_epoch(self.box, self.models, self.position.epoch)
+
+    def set_rate(self, updates: int) -> None:
+        every = self.box.scheduling_step or 0
+        if self.schedule is not None and every > 0 and updates and updates % every == 0:
+            self.schedule.step()
+
+    def end_epoch(self, accuracy: Accuracy | None) -> None:
+        self.box.post_epoch_process(metrics=accuracy.acc1 if accuracy else None)
+
+    def forward_pass(self, batch: Any, seed: int) -> tuple[Losses, Backward]:
+        images, targets, more = boxes.split_items(batch)
+        images = images.to(self.device, self.precision.dtype, non_blocking=True)
+        if self.recipe.run.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        targets = targets.to(self.device, non_blocking=True)
+        torch.manual_seed(seed)
+        with self.precision.autocast():
+            total = self.box.forward_process(images, targets, more)
+        return boxes.named_losses(self.box, total), self.backward
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients, averaged over processes."""
+        loss.backward()
+        dist.average_gradients(self.parameters)
+
+    def measure(self) -> Accuracy:
+        return measure(self.models.student, self.val, self.precision, self.log, "evaluating")
+
+    def learned(self) -> dict[str, Any]:
+        return {
+            "model": self.models.student.state_dict(),
+            "extras": boxes.extras(self.box, self.models),
+            "lr_scheduler": self.schedule.state_dict() if self.schedule is not None else None,
+        }
+
+    def load_learned(self, state: dict[str, Any]) -> None:
+        self.models.student.load_state_dict(state["model"])
+        boxes.load_extras(self.box, state["extras"])
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state["lr_scheduler"])
+
+
+def run(options: Options) -> None:
+    """Train and test, or only test, what a configuration says.
+
+    Raises:
+        UserError: wrong input. Stopped: a signal came, and the run is saved. RunFailed: a loss is
+            not finite, or a file cannot be written.
+    """
+    device = choose_device(options.device)
+    with dist.processes(device):
+        recipe = read_recipe(options.config, options.data_path, options.trust_config)
+        dist.check_same([recipe.settings, options.seed])
+        precision = Precision.choose(recipe.run.amp, device)
+        set_determinism(recipe.run.deterministic)
+        with seeded(INIT, options.seed):
+            models = boxes.load_models(recipe, device)
+            prepare(models, recipe, precision)
+            if options.test_only:
+                _test_only(recipe, options, models, precision)
+            else:
+                box = boxes.make_box(
+                    recipe, models, device, dist.world_size() if options.adjust_lr else 1
+                )
+        if not options.test_only:
+            _train(recipe, options, models, box, precision)
+
+
+def prepare(models: Models, recipe: Recipe, precision: Precision) -> None:
+    """Global batch norms, types and memory layout of the networks."""
+    if dist.world_size() > 1:
+        dist.use_global_batch_norm(models.student)
+    for model in (models.student, models.teacher):
+        if model is not None:
+            model.to(precision.dtype)
+            if recipe.run.channels_last:
+                model.to(memory_format=torch.channels_last)
+
+
+def _train(
+    recipe: Recipe, options: Options, models: Models, box: Any, precision: Precision
+) -> None:
+    boxes.trained_network(box).to(precision.dtype)
+    inputs = boxes.train_input(box, recipe, options.seed, precision.device.type == "cuda")
+    identity = {
+        "model": models.student_name,
+        "teacher": models.teacher_name,
+        "train_images": inputs.images,
+        "seed": options.seed,
+        "lr_factor": box.lr_factor,
+    }
+    folder = RunFolder(options.output, options.name or Path(options.config).stem)
+    state = open_run(
+        folder, options.resume, recipe.settings, {"identity": identity}, NOT_RECIPE, recipe.text
+    )
+    if state is not None and (done := folder.read_result()) is not None:
+        if dist.is_main():
+            print(f"already finished: acc1 {done['acc1']:.2f}; see {folder.path}")
+        return
+    log = RunLog(folder.path, dist.is_main(), state["position"]["updates"] if state else 0)
+    try:
+        if options.log_config:
+            log.info(recipe.text)
+        teacher = f"{models.teacher_name} teaches " if models.teacher else ""
+        log.info(
+            f"{teacher}{models.student_name}; {inputs.images} training images; {precision.device}, "
+            f"{precision}, {dist.world_size()} process(es)"
+        )
+        loop = BoxLoop(recipe, options, models, box, folder, log, precision, inputs, identity)
+        if state is not None:
+            loop.load_state(state)
+        loop.fit()
+        best = load_file(folder.best)["model"]
+        models.student.load_state_dict(best)
+        accuracy = test(recipe, options, models, precision, log)
+        if dist.is_main():
+            _finish(loop, accuracy)
+    finally:
+        log.close()
+
+
+def _test_only(recipe: Recipe, options: Options, models: Models, precision: Precision) -> None:
+    """Test the run's best student, else the file that the recipe names, else the model as built."""
+    section = recipe.config["models"]
+    section = section.get("student_model", section.get("model"))
+    folder = RunFolder(options.output, options.name or Path(options.config).stem)
+    places = [
+        folder.best,
+        *(Path(section[k]).expanduser() for k in ("dst_ckpt", "src_ckpt") if section.get(k)),
+    ]
+    found = next((place for place in places if place.is_file()), None)
+    log = RunLog(None, dist.is_main())
+    if found is not None:
+        boxes.load_plain(models.student, found, f"the student {models.student_name}")
+    elif not (section.get("kwargs") or {}).get("weights"):
+        raise UserError(f"nothing to test: no {' nor '.join(str(place) for place in places)}")
+    log.info(f"student {models.student_name} from {found or 'its own weights'}")
+    test(recipe, options, models, precision, log)
+
+
+def test(
+    recipe: Recipe, options: Options, models: Models, precision: Precision, log: RunLog
+) -> Accuracy:
+    """Measure the student, and the teacher unless only the student was asked for, on the test set."""
+    section = recipe.config["test"]["test_data_loader"]
+    dataset = recipe.config["datasets"].get(section["dataset_id"])
+    if dataset is None:
+        known = ", ".join(recipe.config["datasets"])
+        raise UserError(f"test: no data set {section['dataset_id']!r}; there are {known}")
+    settings = section.get("kwargs", {})
+    loader = DataLoader(
+        dataset, settings.get("batch_size", 256), num_workers=settings.get("num_workers", 0)
+    )
+    batches = eval_loader(loader, precision, options.seed)
+    if models.teacher is not None and not options.student_only:
+        found = measure(models.teacher, batches, precision, log, "testing the teacher")
+        log.info(f"teacher {models.teacher_name}  {found}")
+    accuracy = measure(models.student, batches, precision, log, "testing the student")
+    log.info(f"student {models.student_name}  {accuracy}")
+    return accuracy
+
+
+def eval_loader(theirs: Any, precision: Precision, seed: int) -> DataLoader[Batch]:
+    """The data of a torchdistill loader in order, each image once over all processes."""
+    if theirs is None:
+        raise UserError("train.val_data_loader: no such dataset_id under datasets")
+    items = theirs.dataset
+    batches = EvalBatches(len(items), theirs.batch_size, dist.rank(), dist.world_size())
+    pin = precision.device.type == "cuda"
+    return make_loader(
+        boxes.SeededItems(items, seed), batches, theirs.num_workers, pin, boxes.as_batch
+    )
+
+
+def measure(
+    model: nn.Module, batches: DataLoader[Batch], precision: Precision, log: RunLog, label: str
+) -> Accuracy:
+    """Accuracy of a plain classifier, with a progress bar."""
+    total = len(batches.dataset)  # type: ignore[arg-type]
+    with evaluating(model), log.bar(label, total, unit="image") as bar:
+        return evaluate(
+            model,
+            batches,
+            precision,
+            BrokenFiles(skip=False),
+            lambda images: bar.advance(images * dist.world_size()),
+        )
+
+
+def _finish(loop: BoxLoop, accuracy: Accuracy) -> None:
+    """The student where the recipe wants it, `result.json`, and the closing line."""
+    position, folder, models = loop.position, loop.folder, loop.models
+    section = loop.recipe.config["models"]
+    section = section.get("student_model", section.get("model"))
+    if wanted := section.get("dst_ckpt"):
+        save_state(Path(wanted).expanduser(), {"model": models.student.state_dict()})
+    folder.write_result(
+        {
+            **loop.identity,
+            "tested": "the best student",
+            **accuracy.row(),
+            "best_acc1": position.best_acc1,
+            "best_epoch": position.best_epoch,
+            "epochs": loop.plan.epochs,
+            "updates": position.updates,
+            "images_trained": position.updates * loop.plan.batch_size,
+            "seconds": round(position.seconds, 1),
+            "device": device_name(loop.device),
+            "precision": str(loop.precision),
+            "processes": dist.world_size(),
+            **provenance(),
+        }
+    )
+    loop.log.info(
+        f"done in {clock(position.seconds)}: the best student (epoch {position.best_epoch + 1}) has "
+        f"acc1 {accuracy.acc1:.2f} on the test images; everything is in {folder.path}"
+    )

@@ -1,0 +1,26 @@
+"""Command lines that name the nearest valid flag."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import NoReturn
+
+from srd.errors import UserError, nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are UserErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (--help lists the flags)")
+
+
+def parse_strictly(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
+    """The flags; an unknown one is a UserError that names the nearest."""
+    known, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        flag = unknown[0].split("=")[0]
+        flags = [option for action in parser._actions for option in action.option_strings]
+        raise UserError(f"unknown argument {flag}{nearest(flag, flags)}")
+    return known
