@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler, default_collate
 from torchdistill.common.main_util import import_dependencies
 from torchdistill.core.distillation import get_distillation_box
+from torchdistill.core.interfaces.registry import FORWARD_PROC_FUNC_DICT
 from torchdistill.core.training import get_training_box
 from torchdistill.datasets.registry import get_collate_func
 from torchdistill.losses.registry import (
@@ -39,6 +40,7 @@ from srd.views import VIEW, Batch, TrainBatches, make_loader, seeded
 REGISTRIES = (
     HIGH_LEVEL_LOSS_DICT, MIDDLE_LEVEL_LOSS_DICT, LOW_LEVEL_LOSS_DICT, LOSS_DICT, LOSS_WRAPPER_DICT,
     AUXILIARY_MODEL_WRAPPER_DICT, MODEL_DICT, OPTIM_DICT, SCHEDULER_DICT,
+    FORWARD_PROC_FUNC_DICT,
 )  # fmt: skip
 
 
@@ -136,7 +138,8 @@ def _explain(error: Exception) -> str:
     unknown = re.search(r"`(\w+)` (?:registered|is not expected)", message)
     if unknown:
         known = [name for registry in REGISTRIES for name in registry]
-        return f"{message}{nearest(unknown.group(1), known)}"
+        hint = nearest(unknown.group(1), known) if unknown.group(1) != "None" else ": name one"
+        return f"train: {message}{hint}"
     if isinstance(error, KeyError):
         return f"train: a setting is missing: {message}"
     return f"train: {message}"

@@ -1,0 +1,98 @@
+"""Our wrapper and criterion against torchdistill's own, and their complaints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchdistill.losses.mid_level import SRDLoss
+from torchdistill.models.wrapper import SRDModelWrapper
+
+from resnet.extension import SimpleRecipeCriterion, SimpleRecipeWrapper
+from srd.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+class Net(nn.Module):
+    """A feature map and a classifier."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer4 = nn.Conv2d(3, width, 3)
+        self.fc = nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.features = self.layer4(x)
+        return self.fc(self.features.mean((2, 3)))
+
+
+def ours(student: nn.Module, teacher: nn.Module, x: Tensor, wrapper: SimpleRecipeWrapper) -> Tensor:
+    logits, t_logits = student(x), teacher(x)
+    io = {"model.layer4": {"output": student.features}, ".": {"output": logits}}
+    wrapper.secondary_forward(io)
+    t_io = {"layer4": {"output": teacher.features}, ".": {"output": t_logits}}
+    return SimpleRecipeCriterion("layer4")(io, t_io)
+
+
+def theirs(student: nn.Module, teacher: nn.Module, x: Tensor, linear: nn.Linear) -> Tensor:
+    norm = {"num_features": 9, "eps": 1e-4, "affine": False}
+    hook = {"path": "layer4", "io": "output"}
+    s_wrap = SRDModelWrapper(
+        hook, norm, CPU, None, False, {"in_features": 7, "out_features": 9}, student_model=student
+    ).double()
+    t_wrap = SRDModelWrapper(hook, norm, CPU, None, False, teacher_model=teacher).double()
+    s_wrap.linear.load_state_dict(linear.state_dict())
+    seen: dict[str, Tensor] = {}
+    s_wrap.norm_layer.register_forward_hook(lambda m, i, o: seen.__setitem__("s", o))
+    t_wrap.norm_layer.register_forward_hook(lambda m, i, o: seen.__setitem__("t", o))
+    logits, t_logits = s_wrap(x), t_wrap(x)
+    s_wrap.secondary_forward({"layer4": {"output": student.features}})
+    t_wrap.secondary_forward({"layer4": {"output": teacher.features}})
+    loss = SRDLoss("n", "output", "n", "output", ".", "output", ".", "output", exponent=4.0)
+    value = loss(
+        {"n": {"output": seen["s"]}, ".": {"output": logits}},
+        {"n": {"output": seen["t"].detach()}, ".": {"output": t_logits.detach()}},
+    )
+    value.backward()
+    linear.weight.grad, linear.bias.grad = s_wrap.linear.weight.grad, s_wrap.linear.bias.grad
+    return value
+
+
+def test_loss_and_gradients_equal_torchdistills() -> None:
+    torch.manual_seed(0)
+    student, teacher, x = Net(7).double(), Net(9).double(), torch.randn(6, 3, 8, 8).double()
+    wrapper = SimpleRecipeWrapper("layer4", 7, 9, student_model=student, device=CPU).double()
+    linear = nn.Linear(7, 9).double()
+    linear.load_state_dict(wrapper.distillation_loss.projector.state_dict())
+    expected = theirs(student, teacher, x, linear)
+    expected_grad = student.layer4.weight.grad.clone()
+    student.zero_grad()
+    value = ours(student, teacher, x, wrapper)
+    value.backward()
+    torch.testing.assert_close(value, expected, rtol=1e-10, atol=0)
+    torch.testing.assert_close(student.layer4.weight.grad, expected_grad, rtol=1e-8, atol=1e-12)
+    projector = wrapper.distillation_loss.projector
+    torch.testing.assert_close(projector.weight.grad, linear.weight.grad, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("wrong", [{"student_dim": 8}, {"teacher_dim": 4}])
+def test_widths_that_do_not_fit_name_both(wrong: dict[str, int]) -> None:
+    student, teacher = Net(7), Net(9)
+    sizes = {"student_dim": 7, "teacher_dim": 9, **wrong}
+    wrapper = SimpleRecipeWrapper("layer4", **sizes, student_model=student, device=CPU)
+    with pytest.raises(UserError, match=r"wide, the projector's \w+_dim \d"):
+        ours(student, teacher, torch.randn(4, 3, 8, 8), wrapper)
+
+
+def test_a_layer_that_is_not_there_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="did you mean 'layer4'"):
+        SimpleRecipeWrapper("layer5", 7, 9, student_model=Net(7), device=CPU)
+
+
+@pytest.mark.parametrize("build", [SimpleRecipeCriterion, SimpleRecipeWrapper])
+def test_unknown_fields_are_errors(build: Callable[..., nn.Module]) -> None:
+    with pytest.raises(TypeError, match="temprature"):
+        build("layer4", temprature=2.0)

@@ -1,0 +1,95 @@
+"""What a configuration may name, and that a refused one runs nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from resnet.recipe import read_recipe
+from srd.errors import UserError
+
+REST = "\ndatasets: {}\nmodels: {}\ntrain: {}\ntest: {}\n"
+ALLOWED = [
+    "!import_get {key: torch.utils.data.RandomSampler}",
+    "!import_call {key: Resize, package: torchvision.transforms, init: {args: [8]}}",
+    "!join [a, b]",
+    "!getattr [!import_get {key: torchvision.models.ResNet18_Weights}, IMAGENET1K_V1]",
+]
+HOSTILE = [
+    "!import_call {key: os.system, init: {args: ['touch PATH']}}",
+    "!import_call {key: system, package: os, init: {args: ['touch PATH']}}",
+    "!import_get {key: os, package: torch}",
+    "!import_get {key: torchvision.datasets.folder.os.system}",
+    "!import_get {key: torchvision.datasets.folder.os}",
+    "!import_call {key: torch.hub.load, init: {args: [x, y]}}",
+    "!import_call {key: torch.load, init: {args: [PATH]}}",
+    "!import_call {key: torchvision.datasets.utils.download_url, init: {args: [x]}}",
+    "!import_call {key: builtins.eval, init: {args: ['1']}}",
+    "!import_call {key: subprocess.run, init: {args: [['touch', PATH]]}}",
+    "!import_call {key: !join [os, .system], init: {args: ['touch PATH']}}",
+    "!import_call_method {package: os.path.join}",
+    "!import_call {key: torch.nn.modules.module.torch.os.system, init: {args: ['touch PATH']}}",
+    "!getattr [!import_get {key: torch.nn.Module}, __subclasses__]",
+    "!getattr [x, !join [__, class__]]",
+    "!call_method {obj: x, method_name: __class__}",
+    "!!python/object/apply:os.system ['touch PATH']",
+    "!!python/name:os.system ''",
+    "!import_call {<<: {key: os.system}, init: {args: ['touch PATH']}}",
+]
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(text.replace("PATH", str(folder / "proof")) + REST)
+    return path
+
+
+@pytest.mark.parametrize("text", ALLOWED)
+def test_what_configurations_need_is_allowed(tmp_path: Path, text: str) -> None:
+    read_recipe(write(tmp_path, f"run: {{}}\nroot_dir: {text}"))
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_names_are_refused_with_their_line_and_nothing_ran(
+    tmp_path: Path, text: str
+) -> None:
+    with pytest.raises(UserError, match=r"recipe\.yaml, line 2"):
+        read_recipe(write(tmp_path, f"run: {{}}\nroot_dir: {text}"))
+    assert not (tmp_path / "proof").exists()
+
+
+def test_dependencies_are_checked(tmp_path: Path) -> None:
+    for module in ("os", "antigravity", "resnet.main", "torch.hub"):
+        with pytest.raises(UserError, match="refused"):
+            read_recipe(write(tmp_path, f"dependencies: [{module}]"))
+
+
+def test_repositories_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="repo_or_dir"):
+        read_recipe(write(tmp_path, "run: {}\nroot_dir: {repo_or_dir: a/b}"))
+
+
+def test_a_trusted_file_may_name_anything(tmp_path: Path) -> None:
+    text = "root_dir: !import_call {key: os.path.join, init: {args: [a, b]}}"
+    assert read_recipe(write(tmp_path, text), trusted=True).config["root_dir"] == "a/b"
+
+
+def test_data_path_takes_the_place_of_root_dir_and_its_aliases(tmp_path: Path) -> None:
+    path = write(tmp_path, "root_dir: &r /old\ndependencies: []\nrun: {}")
+    path.write_text(path.read_text().replace("datasets: {}", "datasets: {x: !join [*r, /train]}"))
+    assert read_recipe(path, data_path="/new").config["datasets"]["x"] == "/new/train"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "line"),
+        ("tran: {}", "did you mean 'train'"),
+        ("run: {amp: fp7}", "run.*amp|amp"),
+        ("run: {chanels_last: true}", "did you mean 'channels_last'"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_recipe(write(tmp_path, text))
