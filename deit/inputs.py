@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image, ImageOps
 from timm.data import Mixup, create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -44,6 +45,8 @@ class Inputs(NamedTuple):
 def train_transform(config: Config) -> Any:
     """timm's training transform: PIL image to a normalised (3, H, W) tensor."""
     augment, data = config.augment, config.data
+    if augment.rand_augment:
+        _check_pillow()
     try:
         return create_transform(
             config.model.image_size,
@@ -64,6 +67,16 @@ def train_transform(config: Config) -> Any:
         raise UserError(
             f"augment.rand_augment {augment.rand_augment!r} is not one of timm's policies, such as "
             "'rand-m9-mstd0.5-inc1' (empty: none)"
+        ) from None
+
+
+def _check_pillow() -> None:
+    """timm's RandAugment posterises to 0 bits now and then; Pillow 13 and newer refuse that."""
+    try:
+        ImageOps.posterize(Image.new("RGB", (1, 1)), 0)
+    except ValueError:
+        raise UserError(
+            "this Pillow cannot run timm's RandAugment: pip install 'pillow<13'"
         ) from None
 
 

@@ -11,8 +11,10 @@ import hashlib
 import os
 import pickle
 import re
+import struct
 import tempfile
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -30,16 +32,12 @@ WEIGHT_ENTRIES = ("model", "state_dict", "model_state_dict")
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 
 
-class _PlainDict(dict):  # type: ignore[type-arg]
-    """Stands in for yacs.config.CfgNode: its items, and none of its behaviour."""
-
-
 class _PlainNamespace:
     """Stands in for argparse.Namespace: its attributes, and none of its behaviour."""
 
 
 _STAND_INS: list[Any] = [
-    (_PlainDict, "yacs.config.CfgNode"),
+    (OrderedDict, "yacs.config.CfgNode"),  # torch fills in no other kind of mapping
     (_PlainNamespace, "argparse.Namespace"),
 ]
 
@@ -86,21 +84,21 @@ def load_file(path: str | Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return dict(safetensors.torch.load_file(path))
         with torch.serialization.safe_globals(_STAND_INS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = _plain(torch.load(path, map_location="cpu", weights_only=True))
     except pickle.UnpicklingError as error:
         raise UserError(_refusal(path, str(error))) from None
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError, AttributeError,
-            IndexError, OverflowError, safetensors.SafetensorError) as error:  # fmt: skip
+            IndexError, OverflowError, AssertionError, struct.error,
+            safetensors.SafetensorError) as error:  # fmt: skip
         detail = " ".join(str(error).split())[:120] or type(error).__name__
         raise UserError(f"{path} is damaged or not a checkpoint ({detail})") from None
-    content = _plain(content)
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint")
     return content
 
 
 def _refusal(path: Path, message: str) -> str:
-    asked = re.search(r"(?:GLOBAL|class|function) ([\w.]+\.[\w.]+)", message)
+    asked = re.search(r"(?:GLOBAL|class|function) ([\w.]*\w)", message)
     if asked:
         return f"{path} asks to run {asked.group(1)}: refused, checkpoints are read as data only"
     return f"{path} is damaged or not a checkpoint (it cannot be read as tensors and plain values)"
@@ -225,9 +223,13 @@ def is_whole(path: str | Path) -> bool:
     """Whether every record of a file written by `save_state` has the checksum it was written with."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile, RuntimeError, ValueError, NotImplementedError):
+            # torch writes no attributes; one that says "folder" would hide a record's content
+            if any(record.external_attr for record in archive.infolist()) or archive.testzip():
+                return False
+        load_file(path)  # zipfile forgives damage to the directory that torch does not
+    except (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error, UserError):
         return False
+    return True
 
 
 def newest_whole(candidates: Iterable[Path]) -> tuple[Path | None, list[Path]]:

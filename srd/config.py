@@ -42,7 +42,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         ) from None
     except UnicodeDecodeError:
         raise UserError(f"the configuration {path} is not a text file") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{path}{where} is not YAML: {getattr(error, 'problem', error)}") from None
@@ -60,7 +60,7 @@ def setting(text: str) -> dict[str, Any]:
         raise UserError(f"--set {text}: expected section.key=value")
     try:
         parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # ValueError: a date that does not exist
         raise UserError(f"--set {text}: the value is not YAML") from None
     return nested(key.strip(), parsed)
 
@@ -83,9 +83,15 @@ def build(cls: type[T], layers: Iterable[Layer]) -> T:
     for layer in layers:
         merged = merge(merged, layer.values)
     try:
-        return TypeAdapter(cls).validate_python(merged)
+        config = TypeAdapter(cls).validate_python(merged)
     except ValidationError as error:
         raise UserError(_explain(error, cls, layers)) from None
+    built = flatten(to_mapping(config))
+    for key, value in flatten(merged).items():  # pydantic takes True for 1
+        if isinstance(value, bool) and not isinstance(built[key], bool):
+            source = _source(key.split("."), layers)
+            raise UserError(f"{key}{source} should be a number, not {value}")
+    return config
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,14 +109,19 @@ def _explain(error: ValidationError, cls: type, layers: list[Layer]) -> str:
     for problem in error.errors()[:3]:
         loc = [part for part in problem["loc"] if isinstance(part, str)]
         key = ".".join(loc)
-        source = next((layer.source for layer in reversed(layers) if _holds(layer.values, loc)), "")
-        where = f" in {source}" if source else ""
+        where = _source(loc, layers)
         if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             lines.append(f"unknown key {key!r}{where}{_suggest(key, known)}")
         else:
             message = problem["msg"].removeprefix("Input ").lower()
             lines.append(f"{key}{where} {message}, not {problem['input']!r}")
     return "; ".join(lines)
+
+
+def _source(loc: list[str], layers: list[Layer]) -> str:
+    """`" in <source>"` of the last layer that sets `loc`, or `""`."""
+    source = next((layer.source for layer in reversed(layers) if _holds(layer.values, loc)), "")
+    return f" in {source}" if source else ""
 
 
 def _suggest(key: str, known: list[str]) -> str:

@@ -191,7 +191,9 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
             return
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
-        momentum = self.momentum or 1.0 / float(self.num_batches_tracked)
+        momentum = self.momentum
+        if momentum is None:  # a cumulative average, as in nn.BatchNorm2d
+            momentum = 1.0 / float(self.num_batches_tracked)
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
         unbiased = variance * count / max(count - 1, 1)
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)

@@ -138,7 +138,7 @@ class SimpleRecipeLoss(nn.Module):
         self.match, self.alpha = match, float(alpha)
         self.bn_eps = default_bn_eps if bn_eps is None else float(bn_eps)
         self.log_eps = default_log_eps if log_eps is None else float(log_eps)
-        if self.alpha < 1 or self.bn_eps < 0 or self.log_eps < 0:
+        if not (self.alpha >= 1 and self.bn_eps >= 0 and self.log_eps >= 0):  # NaN included
             raise ValueError("alpha must be at least 1, bn_eps and log_eps at least 0")
         self.across_ranks = across_ranks
         self.embed = nn.Linear(student_dim, teacher_dim)

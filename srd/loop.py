@@ -246,7 +246,7 @@ class Loop(ABC):
         pending, self.pending = self.pending, None
         norm = pending.norm.wait()["grad_norm"]
         if not self.scaler.is_enabled():
-            check_finite({"grad_norm": norm}, pending.where)
+            check_finite({"grad_norm": norm}, pending.where, "nothing was saved from there on")
         row = {**pending.row, "grad_norm": norm if math.isfinite(norm) else None}
         if row["step"] % self.plan.log_every == 0:
             self.log.row("step", row)

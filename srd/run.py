@@ -56,7 +56,7 @@ class RunFolder:
 
     def set_aside(self) -> Path | None:
         """Rename an earlier run's folder out of the way; nothing is overwritten."""
-        if not self.path.exists() or not any(self.path.iterdir()):
+        if not self.path.is_dir() or not any(self.path.iterdir()):
             return None
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
@@ -66,8 +66,9 @@ class RunFolder:
 
     def find_resume(self) -> tuple[Path | None, list[Path]]:
         """The newest whole checkpoint to go on from, and the damaged ones passed over."""
-        epochs = sorted(self.checkpoints.glob("epoch_*.pth"), reverse=True)
-        return newest_whole([self.last, *epochs, self.best])
+        others = [path for path in self.checkpoints.glob("*.pth") if path != self.last]
+        others.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        return newest_whole([self.last, *others])
 
     def save(self, path: Path, state: Mapping[str, Any]) -> None:
         """Write a checkpoint whole or not at all."""

@@ -83,7 +83,7 @@ def verify(path: str | Path) -> str:
     if not path.is_file():
         raise UserError(f"no teacher weights at {path}")
     digest = sha256(path)
-    claimed = re.search(r"-([0-9a-f]{8,64})\.\w+$", path.name)
+    claimed = re.search(r"-(?!(?:19|20)\d{6}\.)([0-9a-f]{8,64})\.\w+$", path.name)  # no date
     if claimed and not digest.startswith(claimed.group(1)):
         raise UserError(
             f"{path} is not the file its name claims: its SHA-256 starts with {digest[:8]}, not "

@@ -27,11 +27,13 @@ def gradients(
     return nn.utils.clip_grad_norm_(parameters, math.inf if clip_norm is None else clip_norm)
 
 
-def check_finite(terms: Mapping[str, float], where: str) -> None:
-    """Raise a RunFailed that names the terms which are not finite."""
+def check_finite(
+    terms: Mapping[str, float], where: str, outcome: str = "no update was made"
+) -> None:
+    """Raise a RunFailed that names the terms which are not finite, and says what came of them."""
     bad = [f"{name} is {value}" for name, value in terms.items() if not math.isfinite(value)]
     if bad:
-        raise RunFailed(f"{', '.join(bad)} at {where}; no update was made from it")
+        raise RunFailed(f"{', '.join(bad)} at {where}; {outcome}")
 
 
 def update(

@@ -56,6 +56,7 @@ class View(NamedTuple):
     image: Tensor | None  # (3, H, W); None where the file is broken and has no substitute
     target: int
     broken: tuple[str, ...]  # names and reasons of the files that could not be read
+    needed: bool = False  # a training image: without it, its batch is too small
 
 
 class Batch(NamedTuple):
@@ -64,6 +65,7 @@ class Batch(NamedTuple):
     images: Tensor
     targets: Tensor
     broken: list[str]
+    missing: int = 0  # training images that neither could be read nor had a substitute
 
 
 class SeededViews(Dataset[View]):
@@ -106,7 +108,7 @@ class SeededViews(Dataset[View]):
                 continue
             with seeded(VIEW, self.seed, epoch, index):
                 return View(self.transform(image), target, tuple(broken))
-        return View(None, -1, tuple(broken))
+        return View(None, -1, tuple(broken), needed=self.substitute)
 
 
 def _one_line(error: Exception) -> str:
@@ -121,6 +123,7 @@ def collate(views: Sequence[View]) -> Batch:
         torch.stack(images) if images else torch.empty(0),
         torch.tensor([view.target for view in whole], dtype=torch.long),
         [name for view in views for name in view.broken],
+        sum(view.image is None and view.needed for view in views),
     )
 
 
@@ -208,7 +211,8 @@ def make_loader(
     collate_fn: Callable[[Any], Any] = collate,
 ) -> DataLoader[Any]:
     """A loader of what `collate_fn` makes (`Batch`); its workers, at most one a core, live as long."""
-    workers = min(workers, len(os.sched_getaffinity(0)))  # more would only wait for a core
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = min(workers, cores or 1)  # more would only wait for a core
     return DataLoader(
         views,
         batch_sampler=batches,
@@ -229,6 +233,8 @@ def _start_worker(_: int) -> None:
     SIGTERM only from its parent (which sends it when it exits).
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS
+        return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_obey_parent, daemon=True).start()
 
@@ -257,6 +263,10 @@ class BrokenFiles:
             raise UserError(
                 f"cannot read {new[0]}; replace the file, or skip such files with "
                 "--set data.skip_broken=true"
+            )
+        if batch.missing:
+            raise UserError(
+                f"cannot read {batch.broken[0]}, nor the images after it: replace the files"
             )
         self.names.update(new)
         return new

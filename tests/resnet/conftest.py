@@ -1,82 +1,16 @@
-"""Small torchdistill configurations on the digits, written by the tests."""
+"""A random teacher, and the command line as a function."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torchvision.models import resnet18, resnet34
+from torchvision.models import resnet34
 
 from resnet.main import run
 from srd.errors import exit_code
-
-DATA = """
-dependencies: [resnet.extension]
-datasets:
-  digits/train: !import_call
-    key: resnet.extension.Digits
-    init: {kwargs: {split: train, per_class: 3, transform: &transform !import_call {
-      key: torchvision.transforms.Compose, init: {args: [[
-        !import_call {key: torchvision.transforms.RandomResizedCrop, init: {kwargs: {size: 32}}},
-        !import_call {key: torchvision.transforms.ToTensor}]]}}}}
-  digits/val: !import_call
-    key: resnet.extension.Digits
-    init: {kwargs: {split: val, transform: !import_call {
-      key: torchvision.transforms.Compose, init: {args: [[
-        !import_call {key: torchvision.transforms.Resize, init: {kwargs: {size: 32}}},
-        !import_call {key: torchvision.transforms.ToTensor}]]}}}}
-"""
-LOADERS = """
-  num_epochs: 2
-  train_data_loader:
-    dataset_id: digits/train
-    sampler: {class_or_func: !import_get {key: torch.utils.data.RandomSampler}}
-    kwargs: {batch_size: 10, num_workers: 0}
-  val_data_loader: &val
-    dataset_id: digits/val
-    sampler: {class_or_func: !import_get {key: torch.utils.data.SequentialSampler}}
-    kwargs: {batch_size: 250, num_workers: 0}
-  optimizer: {key: SGD, kwargs: {lr: 0.02, momentum: 0.9, weight_decay: 1e-4}}
-  scheduler: {key: MultiStepLR, kwargs: {milestones: [1], gamma: 0.1}}
-"""
-CE = """
-        ce:
-          criterion: {key: CrossEntropyLoss, kwargs: {reduction: mean}}
-          criterion_wrapper:
-            key: SimpleLossWrapper
-            kwargs:
-              input: {is_from_teacher: false, module_path: '.', io: output}
-              target: {uses_label: true}
-          weight: 1.0
-"""
-TEST = "\ntest: {test_data_loader: *val}\nrun: {log_every: 1}\n"
-PAIR = """
-models:
-  teacher_model: {{key: resnet34, kwargs: {{num_classes: 10}}, src_ckpt: {teacher}}}
-  student_model: {{key: resnet18, kwargs: {{num_classes: 10}}, dst_ckpt: {folder}/student.pt}}
-"""
-OURS = """
-  teacher: {forward_proc: forward_batch_only, forward_hook: {output: [layer4]}, requires_grad: false}
-  student:
-    auxiliary_model_wrapper:
-      key: SimpleRecipeWrapper
-      kwargs: {layer: layer4, student_dim: 512, teacher_dim: 512}
-    forward_proc: forward_batch_only
-    forward_hook: {output: [model.layer4]}
-"""
-OURS_LOSS = """
-        srd:
-          criterion: {key: SimpleRecipeCriterion, kwargs: {teacher_layer: layer4}}
-          weight: 1.0
-"""
-CRITERION = """
-  criterion:
-    key: WeightedSumLoss
-    kwargs:
-      sub_terms:
-"""
+from tests.resnet.recipes import CE, CRITERION, DATA, LOADERS, OURS, OURS_LOSS, PAIR, TEST, Command
 
 
 @pytest.fixture(scope="session")
@@ -95,9 +29,6 @@ def srd_yaml(tmp_path: Path, teacher_file: Path) -> str:
     return DATA + models + "\ntrain:" + LOADERS + OURS + CRITERION + CE + OURS_LOSS + TEST
 
 
-Command = Callable[..., int]
-
-
 @pytest.fixture
 def command(tmp_path: Path) -> Command:
     """Run a configuration's text through the command line; returns the exit code."""
@@ -109,8 +40,3 @@ def command(tmp_path: Path) -> Command:
         return exit_code(lambda: run([*arguments, *flags]))
 
     return call
-
-
-def plain_student() -> torch.nn.Module:
-    """torchvision's ResNet-18 for ten classes."""
-    return resnet18(num_classes=10)

@@ -13,7 +13,7 @@ from resnet import runner
 from resnet.extension import Digits
 from srd.checkpoint import load_file as load_state
 from srd.log import read_metrics
-from tests.resnet.conftest import CE, CRITERION, DATA, LOADERS, PAIR, TEST, Command, plain_student
+from tests.resnet.recipes import CE, CRITERION, DATA, LOADERS, PAIR, TEST, Command, plain_student
 
 PLAIN = "\nmodels:\n  model: {key: resnet18, kwargs: {num_classes: 10}}\n"
 FORWARD = "\n  model: {forward_proc: forward_batch_only}\n"

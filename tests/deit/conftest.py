@@ -1,0 +1,149 @@
+"""Short runs of the DeiT half, in this process, and what is compared between them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from deit import main
+from deit.student import SIZES
+from srd.checkpoint import load_file, load_weights
+from srd.errors import exit_code
+from srd.log import read_metrics
+
+TEACHER = "test_byobnet"  # of timm's networks for tests: convolutional, 0.2 M parameters
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing is fetched, and nothing that this machine has fetched is seen."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+@pytest.fixture(scope="session")
+def random_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of the small teacher, for ten classes."""
+    path = tmp_path_factory.mktemp("teacher") / "teacher.pth"
+    torch.manual_seed(0)
+    torch.save({"model": timm.create_model(TEACHER, num_classes=10).state_dict()}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory: pytest.TempPathFactory, random_teacher: Path) -> Path:
+    """A YAML file: 60 digits at 16 pixels, two epochs of six steps, a small teacher."""
+    settings = {
+        "model": {"image_size": 16},
+        "data": {"dataset": "digits", "images_per_class": 6, "workers": 0},
+        "teacher": {"name": TEACHER, "checkpoint": str(random_teacher)},
+        "augment": {"rand_augment": ""},
+        "optim": {"lr": 0.01, "warmup_epochs": 1},
+        "train": {"batch_size": 10, "epochs": 2, "log_every": 1},
+    }
+    path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
+    path.write_text(json.dumps(settings))  # JSON is YAML
+    return path
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`tiny` is 24 wide: for tests of what happens around a student, not in it."""
+    monkeypatch.setitem(SIZES, "tiny", (24, 3))
+
+
+class Outcome(NamedTuple):
+    """What a command left: its exit code, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def deit(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """`deit(...)` is `python deit/main.py ...`, in this process."""
+
+    def command(*arguments: object) -> Outcome:
+        capsys.readouterr()
+        code = exit_code(lambda: main.run([str(argument) for argument in arguments]))
+        return Outcome(code, *capsys.readouterr())
+
+    return command
+
+
+class Run:
+    """A run's folder, and what is compared between runs."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.checkpoints = path, path / "checkpoints"
+
+    def rows(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """Rows of metrics.jsonl without their speeds."""
+        rows = read_metrics(self.path / "metrics.jsonl", kind)
+        return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
+
+    def result(self) -> dict[str, Any]:
+        return json.loads((self.path / "result.json").read_text())
+
+    def state(self, name: str = "last.pth") -> dict[str, Any]:
+        """What a checkpoint holds, without seconds and settings."""
+        state = load_file(self.checkpoints / name)
+        del state["position"]["seconds"], state["config"]
+        return state
+
+    def assert_same(self, other: Run) -> None:
+        """The same bits: weights, optimizer, best model, and every number on the way."""
+        assert self.rows() == other.rows()
+        for name in ("last.pth", "best.pth"):
+            assert_same_values(self.state(name), other.state(name), name)
+        mine, theirs = (load_weights(run.path / "student.safetensors") for run in (self, other))
+        assert_same_values(mine, theirs, "student.safetensors")
+
+
+def assert_same_values(mine: Any, theirs: Any, where: str) -> None:
+    """Nested containers with the same tensors, to the bit, and the same plain values."""
+    assert type(mine) is type(theirs), where
+    if isinstance(mine, Mapping):
+        assert list(mine) == list(theirs), where
+        for key in mine:
+            assert_same_values(mine[key], theirs[key], f"{where}/{key}")
+    elif isinstance(mine, (list, tuple)):
+        assert len(mine) == len(theirs), where
+        for number, (one, other) in enumerate(zip(mine, theirs, strict=True)):
+            assert_same_values(one, other, f"{where}/{number}")
+    elif isinstance(mine, torch.Tensor):
+        assert mine.dtype == theirs.dtype and torch.equal(mine, theirs), where
+    else:
+        assert mine == theirs, where
+
+
+@pytest.fixture(scope="session")
+def open_run() -> Callable[[Path], Run]:
+    return Run
+
+
+@pytest.fixture(scope="session")
+def make_jpegs() -> Callable[..., Path]:
+    """`make_jpegs(folder, {"train/cat": 3})` writes <folder>/train/cat/{0,1,2}.jpg."""
+
+    def make(folder: Path, counts: Mapping[str, int], size: tuple[int, int] = (40, 32)) -> Path:
+        draw = np.random.RandomState(0)
+        for name, count in counts.items():
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                pixels = draw.randint(0, 256, (*size, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / name / f"{number}.jpg")
+        return folder
+
+    return make

@@ -1,0 +1,230 @@
+"""A run's folder: made ready, gone on with, set aside, and never overwritten."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from srd.checkpoint import load_file, save_state
+from srd.errors import UserError
+from srd.run import RunFolder, StopSignals, load_resume, open_run, provenance
+
+RECIPE = {"seed": 0, "name": "a", "optim": {"lr": 0.1}, "train": {"epochs": 3}}
+NOT_RECIPE = ("name",)
+
+
+def state_of(recipe: dict[str, Any] = RECIPE, **more: Any) -> dict[str, Any]:
+    return {"config": recipe, "position": {"epoch": 1, "updates": 7}, **more}
+
+
+def folder_with(tmp_path: Path, *names: str) -> RunFolder:
+    folder = RunFolder(tmp_path, "a")
+    folder.prepare()
+    for name in names:
+        folder.save(folder.checkpoints / name, state_of(name=name))
+    return folder
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def reopen(folder: RunFolder, resume: str = "auto") -> dict[str, Any] | None:
+    return open_run(folder, resume, RECIPE, {}, NOT_RECIPE)
+
+
+def test_a_folder_is_laid_out_as_the_contract_says(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "runs", "tiny")
+    folder.prepare()
+    folder.prepare()
+    at = tmp_path / "runs" / "tiny"
+    assert (folder.path, folder.checkpoints) == (at, at / "checkpoints")
+    names = {
+        "last": "checkpoints/last.pth",
+        "best": "checkpoints/best.pth",
+        "config": "config.yaml",
+        "metrics": "metrics.jsonl",
+        "student": "student.safetensors",
+        "result": "result.json",
+    }
+    assert all(getattr(folder, field) == at / name for field, name in names.items())
+    assert os.listdir(at) == ["checkpoints"] and os.listdir(folder.checkpoints) == []
+
+
+def test_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert RunFolder("~/runs", "a").path == tmp_path / "runs/a"
+
+
+def test_leftovers_of_a_killed_save_are_cleared(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, "last.pth")
+    (folder.checkpoints / ".last.pth.abc.part").write_text("half")
+    (folder.path / ".config.yaml.abc.part").write_text("half")
+    folder.prepare()
+    assert os.listdir(folder.checkpoints) == ["last.pth"]
+    assert os.listdir(folder.path) == ["checkpoints"]
+
+
+@pytest.mark.parametrize("where", ["file", "file/runs", "."])
+@pytest.mark.parametrize("resume", ["auto", "none"])
+def test_a_folder_that_cannot_be_written(tmp_path: Path, where: str, resume: str) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "a").write_text("a file where the run's folder should be")
+    folder = RunFolder(tmp_path / where, "a")
+    with pytest.raises(UserError, match=f"cannot write .*{folder.path} .*--output"):
+        reopen(folder, resume)
+    assert (tmp_path / "a").read_text().startswith("a file")
+
+
+def test_an_earlier_run_is_set_aside(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, "last.pth")
+    assert folder.set_aside() == tmp_path / "a.1"
+    folder_with(tmp_path, "best.pth")
+    assert folder.set_aside() == tmp_path / "a.2"
+    assert os.listdir(tmp_path / "a.1/checkpoints") == ["last.pth"]
+    assert os.listdir(tmp_path / "a.2/checkpoints") == ["best.pth"]
+
+
+def test_nothing_is_set_aside_where_nothing_is(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, "a")
+    assert folder.set_aside() is None
+    folder.path.mkdir()
+    assert folder.set_aside() is None
+
+
+def test_the_last_checkpoint_is_resumed(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, "best.pth", "epoch_0001.pth", "last.pth")
+    assert folder.find_resume() == (folder.last, [])
+    assert RunFolder(tmp_path, "other").find_resume() == (None, [])
+
+
+def test_damaged_checkpoints_are_passed_over(tmp_path: Path) -> None:
+    names = ["epoch_0001.pth", "epoch_0010.pth", "epoch_0002.pth", "best.pth", "last.pth"]
+    folder = folder_with(tmp_path, *names)
+    order = ["last.pth", "epoch_0010.pth", "epoch_0002.pth", "epoch_0001.pth", "best.pth"]
+    paths = [folder.checkpoints / name for name in order]
+    for number, path in enumerate(paths[:-1]):
+        truncate(path)
+        assert folder.find_resume() == (paths[number + 1], paths[: number + 1])
+    truncate(folder.best)
+    assert folder.find_resume() == (None, paths)
+
+
+def test_a_new_run_has_no_state_and_its_configuration_is_kept(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, "a")
+    assert reopen(folder) is None
+    assert yaml.safe_load(folder.config.read_text()) == RECIPE
+
+
+def test_another_text_may_stand_for_the_configuration(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, "a")
+    open_run(folder, "auto", RECIPE, {}, NOT_RECIPE, config_text="# as it was written\nseed: 0\n")
+    assert folder.config.read_text() == "# as it was written\nseed: 0\n"
+
+
+def test_resume_auto_goes_on(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, "best.pth", "last.pth")
+    assert reopen(folder)["name"] == "last.pth"
+    truncate(folder.last)
+    assert reopen(folder)["name"] == "best.pth"
+
+
+def test_resume_auto_with_only_damage_asks_what_to_do(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, "last.pth")
+    truncate(folder.last)
+    with pytest.raises(UserError, match=r"last\.pth is damaged .*--resume none"):
+        reopen(folder)
+    assert folder.last.exists()
+
+
+def test_resume_none_starts_anew_and_keeps_the_old(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, "last.pth")
+    assert reopen(folder, "none") is None
+    assert os.listdir(folder.checkpoints) == []
+    assert load_file(tmp_path / "a.1/checkpoints/last.pth")["name"] == "last.pth"
+
+
+def test_resume_from_a_file(tmp_path: Path) -> None:
+    save_state(tmp_path / "elsewhere.pth", state_of(name="elsewhere"))
+    folder = folder_with(tmp_path, "last.pth")
+    assert reopen(folder, str(tmp_path / "elsewhere.pth"))["name"] == "elsewhere"
+    with pytest.raises(UserError, match="no checkpoint at"):
+        reopen(folder, str(tmp_path / "nowhere.pth"))
+
+
+def test_a_changed_recipe_is_named_and_nothing_is_written(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, "last.pth")
+    changed = {**RECIPE, "name": "b", "optim": {"lr": 0.2}, "train": {"epochs": 4}}
+    with pytest.raises(UserError) as caught:
+        open_run(folder, "auto", changed, {}, NOT_RECIPE)
+    said = str(caught.value)
+    assert "optim.lr: 0.1 -> 0.2" in said and "train.epochs: 3 -> 4" in said
+    assert "name: " not in said and "--resume none" in said and "\n" not in said
+    assert not folder.config.exists()
+
+
+def test_another_identity_is_another_recipe(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path)
+    folder.save(folder.last, state_of({**RECIPE, "identity": {"classes": 10}}))
+    identity = {"identity": {"classes": 10}}
+    assert open_run(folder, "auto", RECIPE, identity, NOT_RECIPE) is not None
+    with pytest.raises(UserError, match=r"identity\.classes: 10 -> 3"):
+        open_run(folder, "auto", RECIPE, {"identity": {"classes": 3}}, NOT_RECIPE)
+
+
+@pytest.mark.parametrize("content", [{}, {"model": {}}, {"config": RECIPE}, {"position": {}},
+                                     {"config": "text", "position": {}}], ids=str)  # fmt: skip
+def test_a_file_that_is_no_runs_checkpoint(tmp_path: Path, content: dict[str, Any]) -> None:
+    save_state(tmp_path / "a.pth", content)
+    with pytest.raises(UserError, match="cannot be resumed"):
+        load_resume(tmp_path / "a.pth", RECIPE, ())
+
+
+def test_results_are_read_back(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path)
+    assert folder.read_result() is None
+    folder.write_result({"acc1": 98.5, "versions": {}})
+    assert folder.read_result() == {"acc1": 98.5, "versions": {}}
+    for torn in ('{"acc1": 9', "[1]", ""):
+        folder.result.write_text(torn)
+        assert folder.read_result() is None
+
+
+def send(*numbers: int) -> None:
+    for number in numbers:
+        signal.raise_signal(number)
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_is_noted_not_obeyed(number: int, code: int) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with StopSignals().listening() as signals:
+        assert signals.received is None
+        send(number)
+        assert (signals.received, signals.code) == (number, code)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_a_second_interrupt_is_obeyed() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), StopSignals().listening():
+        send(signal.SIGTERM, signal.SIGINT)
+        send(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_a_second_sigterm_changes_nothing() -> None:
+    with StopSignals().listening() as signals:
+        send(signal.SIGTERM, signal.SIGTERM)
+        assert signals.code == 143
+
+
+def test_provenance_names_versions_and_command() -> None:
+    found = provenance()
+    assert set(found) == {"command", "versions", "git_commit"}
+    assert {"python", "torch", "timm", "numpy"} <= set(found["versions"])
