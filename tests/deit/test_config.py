@@ -64,6 +64,13 @@ def test_files_in_configs_are_valid(name: str) -> None:
         assert {key: recipe[key] for key in PAPER} == PAPER
 
 
+def test_every_file_in_configs_is_checked_here_or_with_the_resnets() -> None:
+    files = (ROOT / "configs").rglob("*.yaml")
+    names = {str(path.relative_to(ROOT / "configs").with_suffix("")) for path in files}
+    ours = {name for name in names if not name.rsplit("/")[-1].startswith("res")}
+    assert ours == {"deit_tiny", "deit_small", "digits/deit", "digits/teacher"}
+
+
 def test_a_saved_configuration_reads_back_equal(tmp_path: Path) -> None:
     config = Config(seed=3)
     (tmp_path / "c.yaml").write_text(dump_yaml(to_mapping(config)))
@@ -83,6 +90,38 @@ def test_flags_win_over_yaml_and_set_over_flags(tmp_path: Path) -> None:
     ]
     config = read_config(make_parser().parse_args(flags))
     assert (config.seed, config.train.batch_size, config.train.epochs) == (4, 10, 7)
+
+
+FLAGS = {
+    "--model": ("model.name", "small"),
+    "--data-path": ("data.path", "/images"),
+    "--dataset": ("data.dataset", "digits"),
+    "--output": ("output", "/out"),
+    "--name": ("name", "mine"),
+    "--batch-size": ("train.batch_size", 64),
+    "--epochs": ("train.epochs", 3),
+    "--seed": ("seed", 5),
+    "--device": ("device", "cpu"),
+    "--workers": ("data.workers", 1),
+    "--teacher": ("teacher.name", "resnet18"),
+    "--teacher-checkpoint": ("teacher.checkpoint", "t.pth"),
+    "--distillation": ("distill.method", "kd"),
+    "--resume": ("resume", "none"),
+    "--amp": ("amp", "off"),
+}
+
+
+@pytest.mark.parametrize("underscore", [False, True])
+@pytest.mark.parametrize("flag", FLAGS)
+def test_a_flag_sets_its_field_alone_with_either_spelling(flag: str, underscore: bool) -> None:
+    key, value = FLAGS[flag]
+    spelled = "--" + flag[2:].replace("-", "_") if underscore else flag
+    config = read_config(make_parser().parse_args([spelled, str(value)]))
+    defaults = flatten(to_mapping(read_config(make_parser().parse_args([]))))
+    changed = {k: v for k, v in flatten(to_mapping(config)).items() if v != defaults[k]}
+    if flag in ("--model", "--dataset", "--distillation"):  # the run's name tells them
+        assert changed.pop("name") != defaults["name"]
+    assert changed == {key: value}
 
 
 @pytest.mark.parametrize(

@@ -355,7 +355,8 @@ def test_a_released_checkpoint_is_evaluated(
     (tmp_path / "ckpts" / "deit_tiny" / "ckpt_epoch_299.pth").rename(
         tmp_path / "ckpts" / "ckpt_epoch_299.pth"
     )
-    assert deit("--model=tiny", f"--config={recipe}").out == shown.out.replace("deit_tiny/", "")
+    again = deit("--model=tiny", f"--config={recipe}").out
+    assert again.split(" (")[0] == shown.out.replace("deit_tiny/", "").split(" (")[0]
 
 
 @pytest.mark.slow

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from torch import Tensor
 
 from deit.config import Teacher
 from deit.teacher import feature_width, load_teacher, read_timm
@@ -61,6 +63,34 @@ def test_features_are_one_vector_an_image_for_any_layout(name: str, size: int) -
         if name == "regnety_002":
             torch.testing.assert_close(out.features, model.forward_features(images).mean((2, 3)))
     assert out.features.shape == (2, model.num_features)
+
+
+@pytest.mark.parametrize(
+    ("name", "pooled"),
+    [
+        ("test_byobnet", lambda found: found.flatten(2).mean(2)),  # (B, D, H, W)
+        ("mambaout_femto", lambda found: found.flatten(1, 2).mean(1)),  # (B, H, W, D)
+        ("test_vit", lambda found: found[:, 0]),  # (B, N, D): its head reads the class token
+    ],
+)
+def test_features_are_the_average_over_positions_or_the_class_token(
+    name: str, pooled: Callable[[Tensor], Tensor], tmp_path: Path
+) -> None:
+    """For images of 64 pixels, also where a model is built for one size."""
+    torch.manual_seed(0)
+    size = {"img_size": 64} if name == "test_vit" else {}
+    model = timm.create_model(name, num_classes=3, **size).eval()
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    config = Teacher(
+        name=name, checkpoint=str(tmp_path / "weights.pth"), mean=(0.5,) * 3, std=(0.5,) * 3
+    )
+    teacher = load_teacher(config, 3, 64, HALF).model
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        found = teacher(images)
+        torch.testing.assert_close(found.logits, model(images))
+        torch.testing.assert_close(found.features, pooled(model.forward_features(images)))
+    assert feature_width(teacher, 64) == model.num_features == found.features.shape[1]
 
 
 def test_the_papers_teacher_is_3024_wide() -> None:

@@ -108,10 +108,13 @@ def test_damaged_checkpoints_are_passed_over(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, *names)
     order = ["last.pth", "epoch_0010.pth", "epoch_0002.pth", "epoch_0001.pth", "best.pth"]
     paths = [folder.checkpoints / name for name in order]
-    for number, path in enumerate(paths[:-1]):
+    for age, path in enumerate(paths):
+        os.utime(path, (1000 - age, 1000 - age))
+    for number, path in enumerate(paths):
         truncate(path)
-        assert folder.find_resume() == (paths[number + 1], paths[: number + 1])
-    truncate(folder.best)
+        os.utime(path, (1000 - number, 1000 - number))
+        rest = paths[number + 1 :]
+        assert folder.find_resume() == (rest[0] if rest else None, paths[: number + 1])
     assert folder.find_resume() == (None, paths)
 
 
