@@ -21,6 +21,7 @@ Index = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Below1 = Annotated[float, Field(ge=0, lt=1)]
 Channels = tuple[float, float, float]
 ImageSize = Annotated[int, Field(ge=16, multiple_of=16)]
 
@@ -68,7 +69,7 @@ class Augment:
     cutmix: NonNegative = 1.0
     mix_probability: Fraction = 1.0
     mix_switch: Fraction = 0.5  # of cutmix when both are on
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    label_smoothing: Below1 = 0.1
 
 
 @dataclass(config=STRICT)
@@ -78,7 +79,7 @@ class Optim:
     lr: Positive = 5e-4
     lr_batch: Count = 512
     weight_decay: NonNegative = 0.05
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: tuple[Below1, Below1] = (0.9, 0.999)
     eps: Positive = 1e-8
     clip_norm: Positive | None = 15.0
     warmup_epochs: NonNegative = 20
@@ -133,7 +134,9 @@ class Train:
 class Config:
     seed: Index = 0
     output: str = "runs"
-    name: str | None = None  # of the run's folder; None: from model and method
+    name: Annotated[str, Field(min_length=1)] | None = (
+        None  # of the run's folder; None: from model and method
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     amp: Literal["auto", "off", "bf16", "fp16", "fp64"] = "auto"
     compile: bool = False
@@ -179,6 +182,7 @@ def check(config: Config) -> None:
         )
     if config.train.batch_size < 2:
         raise UserError("train.batch_size 1 has no batch statistics: use at least 2")
-    low, high = config.augment.crop_scale
-    if low > high:
-        raise UserError(f"augment.crop_scale ({low}, {high}): the first must not exceed the second")
+    for key in ("crop_scale", "crop_ratio"):
+        low, high = getattr(config.augment, key)
+        if low > high:
+            raise UserError(f"augment.{key} ({low}, {high}): the first must not exceed the second")

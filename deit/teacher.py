@@ -99,6 +99,9 @@ def create_classifier(
         raise UserError(
             f"unknown teacher {name!r}{nearest(bare, timm.list_models())}: not a timm model"
         )
+    tagged = timm.list_pretrained(f"{bare}.*")
+    if "." in name and not name.startswith("hf-hub:") and name not in tagged:
+        raise UserError(f"timm has no weights {name!r}{nearest(name, tagged)}")
     arguments: dict[str, Any] = {"num_classes": num_classes, "pretrained": pretrained}
     try:
         fixed = timm.get_pretrained_cfg(name, allow_unregistered=True)
@@ -160,5 +163,12 @@ def read_timm(model: Any, images: Tensor) -> TeacherOutput:
 def feature_width(teacher: FrozenTeacher, image_size: int) -> int:
     """D_t, found by looking at one black image."""
     black = torch.zeros(1, 3, image_size, image_size).to(teacher.scale)
-    features: Tensor = teacher(black).features
+    try:
+        features: Tensor = teacher(black).features
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"the teacher cannot read images of {image_size}x{image_size} pixels ({reason}): set a "
+            "larger model.image_size, or take another teacher"
+        ) from None
     return features.shape[1]

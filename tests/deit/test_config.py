@@ -10,8 +10,8 @@ from deit.config import Config, check
 from deit.main import make_parser, read_config
 from srd.config import Layer, build, dump_yaml, flatten, read_yaml, to_mapping
 from srd.errors import UserError
-from tests.conftest import ROOT
 
+ROOT = Path(__file__).resolve().parents[2]
 PAPER = {
     "train.epochs": 300,
     "optim.lr": 5e-4,

@@ -337,6 +337,20 @@ def test_intervals_of_saving_evaluating_and_logging(
 
 
 @pytest.mark.usefixtures("narrow")
+def test_a_run_in_micro_batches_has_the_same_losses(
+    tmp_path: Path, recipe: Path, deit: Any, open_run: Any
+) -> None:
+    """One micro-batch of the whole batch: smaller ones change the stem's batch norms."""
+    command = ("--train_student", f"--config={recipe}", f"--output={tmp_path}", "--epochs=1")
+    assert deit(*command, "--name=whole").code == 0
+    assert deit(*command, "--name=micro", "--set=train.micro_batch=10").code == 0
+    rows = [open_run(tmp_path / name).rows("step") for name in ("whole", "micro")]
+    for whole, micro in zip(*rows, strict=True):
+        assert micro["loss"] == pytest.approx(whole["loss"], rel=1e-4)
+    assert deit(*command, "--name=small", "--set=train.micro_batch=4").code == 0
+
+
+@pytest.mark.usefixtures("narrow")
 def test_a_released_checkpoint_is_evaluated(
     tmp_path: Path, recipe: Path, deit: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
