@@ -134,8 +134,7 @@ class Train:
 class Config:
     seed: Index = 0
     output: str = "runs"
-    name: Annotated[str, Field(min_length=1)] | None = (
-        None  # of the run's folder; None: from model and method
+    name: Annotated[str, Field(min_length=1)] | None = None  # of the run's folder; None: the model's
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     amp: Literal["auto", "off", "bf16", "fp16", "fp64"] = "auto"

@@ -64,6 +64,7 @@ def load_teacher(
         UserError: unknown model, missing or foreign file, wrong hash, no network.
     """
     name = PAPER_TEACHER if config.name == "regnety_160" else config.name
+    check_name(name)
     file = Path(config.checkpoint).expanduser() if config.checkpoint else None
     if file is None and name == PAPER_TEACHER:
         file = in_ckpts(PAPER_FILE)
@@ -90,18 +91,24 @@ def load_teacher(
     return LoadedTeacher(FrozenTeacher(model, read_timm, given, expected), name, source, digest)
 
 
+def check_name(name: str) -> None:
+    """Raise a UserError that names the nearest unless timm has the model, and the tag if one is given."""
+    if name.startswith("hf-hub:"):
+        return
+    bare = name.split(".")[0]
+    if not timm.is_model(bare):
+        hint = nearest(bare, timm.list_models())
+        raise UserError(f"unknown teacher {name!r}{hint}: not a timm model")
+    tagged = timm.list_pretrained(f"{bare}.*")
+    if "." in name and name not in tagged:
+        raise UserError(f"timm has no weights {name!r}{nearest(name, tagged)}")
+
+
 def create_classifier(
     name: str, num_classes: int, image_size: int, pretrained: bool = False
 ) -> Any:
     """A timm classifier by name; an unknown name is a UserError with the nearest known one."""
-    bare = name.split(".")[0]
-    if not name.startswith("hf-hub:") and not timm.is_model(bare):
-        raise UserError(
-            f"unknown teacher {name!r}{nearest(bare, timm.list_models())}: not a timm model"
-        )
-    tagged = timm.list_pretrained(f"{bare}.*")
-    if "." in name and not name.startswith("hf-hub:") and name not in tagged:
-        raise UserError(f"timm has no weights {name!r}{nearest(name, tagged)}")
+    check_name(name)
     arguments: dict[str, Any] = {"num_classes": num_classes, "pretrained": pretrained}
     try:
         fixed = timm.get_pretrained_cfg(name, allow_unregistered=True)
@@ -127,9 +134,7 @@ def _from_hub(name: str, num_classes: int, image_size: int) -> Any:
         return create_classifier(name, num_classes, image_size, pretrained=True)
     except UserError:
         raise
-    except (
-        Exception
-    ) as error:  # the Hub client and its HTTP library raise many, with no common class
+    except Exception as error:  # the Hub client's and its HTTP library's have no common class
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         raise UserError(
             f"no teacher: {name} is not in ckpts/ and the Hub did not answer ({reason}); put "

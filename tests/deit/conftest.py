@@ -147,3 +147,12 @@ def make_jpegs() -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of a RegNetY-002 for ten classes."""
+    path = tmp_path_factory.mktemp("regnety") / "regnety_002.pth"
+    torch.manual_seed(7)
+    torch.save({"model": timm.create_model("regnety_002", num_classes=10).state_dict()}, path)
+    return path
