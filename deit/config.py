@@ -134,7 +134,8 @@ class Train:
 class Config:
     seed: Index = 0
     output: str = "runs"
-    name: Annotated[str, Field(min_length=1)] | None = None  # of the run's folder; None: the model's
+    name: Annotated[str, Field(min_length=1)] | None = (
+        None  # of the run's folder; None: the model's
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     amp: Literal["auto", "off", "bf16", "fp16", "fp64"] = "auto"
