@@ -181,7 +181,9 @@ def _train(
         if dist.is_main():
             print(f"already finished: acc1 {done['acc1']:.2f}; see {folder.path}")
         return
-    log = RunLog(folder.path, dist.is_main(), state["position"]["updates"] if state else 0)
+    copy_to = Path(options.run_log).expanduser() if options.run_log else None
+    first = state["position"]["updates"] if state else 0
+    log = RunLog(folder.path, dist.is_main(), first, copy_to)
     try:
         if options.log_config:
             log.info(recipe.text)

@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from srd.checkpoint import write_text
-from srd.errors import RunFailed
+from srd.errors import RunFailed, UserError
 
 PLAIN_LINE_SECONDS = 10.0
 
@@ -27,14 +27,28 @@ class RunLog:
         main: whether this process tells.
         first_step: number of updates already made; rows at or after it, from a run that was
             killed, are dropped, so that the files read as if the run had never stopped.
+        copy_to: a second place for the lines of `log.txt`.
     """
 
-    def __init__(self, folder: Path | None, main: bool = True, first_step: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        main: bool = True,
+        first_step: int = 0,
+        copy_to: Path | None = None,
+    ) -> None:
         self.main, self.folder = main, folder if main else None
         self.interactive = main and sys.stderr.isatty()
+        self._copy: Any = None
         self._metrics: Any = None
         self._text: Any = None
         self._board: SummaryWriter | None = None
+        if main and copy_to is not None:
+            try:
+                copy_to.parent.mkdir(parents=True, exist_ok=True)
+                self._copy = copy_to.open("a", encoding="utf-8")
+            except OSError as error:
+                raise UserError(f"cannot write the log {copy_to} ({error.strerror})") from None
         if self.folder is not None:
             metrics = self.folder / "metrics.jsonl"
             if metrics.exists():
@@ -53,8 +67,9 @@ class RunLog:
             tqdm.write(message, file=sys.stderr)
         else:
             print(message, file=sys.stderr, flush=True)
-        if self._text is not None:
-            self._write(self._text, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
+        for file in (self._text, self._copy):
+            if file is not None:
+                self._write(file, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
 
     def row(
         self, kind: str, values: Mapping[str, Any], board: Mapping[str, float] | None = None
@@ -83,7 +98,7 @@ class RunLog:
 
     def close(self) -> None:
         """Close the files."""
-        for file in (self._metrics, self._text, self._board):
+        for file in (self._metrics, self._text, self._copy, self._board):
             if file is not None:
                 file.close()
 

@@ -107,7 +107,8 @@ def test_torchdistills_methods_run_to_the_end(
         "at": recipe(pair, FROZEN.format(hooks="layer3") + CRITERION + CE + AT),
         "their_srd": recipe(pair, THEIR_SRD + CRITERION + CE + THEIR_SRD_LOSS),
     }[method]
-    assert command(text) == 0
+    assert command(text, "--log", str(tmp_path / "logs/out.txt")) == 0
+    assert "done in" in (tmp_path / "logs/out.txt").read_text()
     rows = read_metrics(tmp_path / "runs/run/metrics.jsonl", "step")
     assert [row["step"] for row in rows] == list(range(6))
     assert all(row["loss"] == row["loss"] for row in rows)
