@@ -60,7 +60,7 @@ class Augment:
     crop_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
     interpolation: Literal["nearest", "bilinear", "bicubic", "random"] = "bicubic"
     flip: Fraction = 0.5
-    rand_augment: str = "rand-m9-mstd0.5-inc1"
+    rand_augment: str | None = "rand-m9-mstd0.5-inc1"
     color_jitter: NonNegative = 0.4  # used only without rand_augment, as in timm
     erase: Fraction = 0.25
     erase_mode: Literal["const", "rand", "pixel"] = "pixel"

@@ -156,6 +156,8 @@ def read_timm(model: Any, images: Tensor) -> TeacherOutput:
     pooled by the model's own head.
     """
     features = model.forward_features(images)
+    if not isinstance(features, Tensor):
+        raise UserError("this teacher has several feature maps: take one with a single last map")
     logits = model.forward_head(features)
     if features.ndim == 4:
         channels_first = features.shape[1] == model.num_features
