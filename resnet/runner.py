@@ -196,6 +196,7 @@ def _train(
         if state is not None:
             loop.load_state(state)
         loop.fit()
+        dist.barrier()  # the main process may still be writing the best student
         best = load_file(folder.best)["model"]
         models.student.load_state_dict(best)
         accuracy = test(recipe, options, models, precision, log)
