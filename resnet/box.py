@@ -8,6 +8,7 @@ saved and put back.
 from __future__ import annotations
 
 import re
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +32,7 @@ from torchdistill.models.registry import AUXILIARY_MODEL_WRAPPER_DICT, MODEL_DIC
 from torchdistill.optim.registry import OPTIM_DICT, SCHEDULER_DICT
 from torchvision import models as torchvision_models
 
-from resnet.recipe import Recipe, fresh
+from resnet.recipe import Recipe
 from srd import dist
 from srd.checkpoint import explain_mismatch, load_weights
 from srd.errors import UserError, nearest
@@ -105,7 +106,7 @@ def make_box(recipe: Recipe, models: Models, device: torch.device, lr_factor: in
         UserError: an unknown registry key, a module path that does not exist, or settings that
             the box refuses.
     """
-    train = fresh(recipe.config["train"])
+    train = deepcopy(recipe.config["train"])  # torchdistill multiplies learning rates in place
     if "stage1" in train:
         raise UserError("train: several stages are not supported yet; run them one after the other")
     for role, model in (("teacher", models.teacher), ("student", models.student)):
@@ -117,6 +118,9 @@ def make_box(recipe: Recipe, models: Models, device: torch.device, lr_factor: in
         raise UserError(
             "train.optimizer.grad_accum_step: not supported; set the effective batch size"
         )
+    for key in ("pre_forward_process", "post_forward_process"):
+        if key in train:
+            raise UserError(f"train.{key}: not supported; the update is this project's own")
     arguments = (recipe.config["datasets"], train, device, None, False, lr_factor)
     try:
         if models.teacher is None:

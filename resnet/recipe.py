@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -240,8 +239,3 @@ def _plain(node: yaml.Node) -> Any:
 
 def _at(path: Path, node: yaml.Node) -> str:
     return f"{path}, line {node.start_mark.line + 1}"
-
-
-def fresh(section: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a section that torchdistill may change (it multiplies learning rates in place)."""
-    return deepcopy(section)

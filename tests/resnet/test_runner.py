@@ -215,6 +215,7 @@ def test_the_projector_learns(tmp_path: Path, srd_yaml: str, command: Command) -
         ("student_dim: 512", "student_dim: 256", "is 512 wide, the projector's student_dim 256"),
         ("dataset_id: digits/train", "dataset_id: digits/trian", "dataset_id"),
         ("key: SGD", "key: SDG", "did you mean 'SGD'"),
+        ("num_epochs: 2", "num_epochs: 2\n  post_forward_process: x", "train.post_forward_process"),
         ("teacher_layer: layer4", "techer_layer: layer4", "techer_layer"),
     ],
 )
