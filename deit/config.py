@@ -126,7 +126,9 @@ class Train:
     evaluate_every: Index = 1  # epochs; 0: only after the last
     save_every: Count = 1  # epochs between checkpoints; the last epoch always leaves one
     save_every_steps: Index = 0  # also every n steps; 0: not
+    keep_last: Count = 2  # checkpoints: last.pth, and last.1.pth, ... before it
     keep_every: Index = 0  # also keep epoch_NNNN.pth every n epochs; 0: none
+    keep_best: bool = True  # also keep best.pth
     log_every: Count = 10  # steps between lines in metrics.jsonl
 
 
@@ -166,7 +168,9 @@ NOT_RECIPE = (
     "teacher.recipe",
     "train.evaluate_every",
     "train.save_every",
+    "train.keep_last",
     "train.keep_every",
+    "train.keep_best",
     "train.log_every",
 )
 assert all(any(key.startswith(skip) for key in dotted_keys(Config)) for skip in NOT_RECIPE)

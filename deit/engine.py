@@ -52,7 +52,9 @@ class Trainer(Loop):
             evaluate_every=train.evaluate_every,
             save_every=train.save_every,
             save_every_steps=train.save_every_steps,
+            keep_last=train.keep_last,
             keep_every=train.keep_every,
+            keep_best=train.keep_best,
             log_every=train.log_every,
             clip_norm=optim.clip_norm,
         )
@@ -99,7 +101,9 @@ class Trainer(Loop):
 
     def measure(self) -> Accuracy:
         with evaluating(self.task.model):
-            return measure(self.task.model, self.inputs, self.precision, self.log)
+            return measure(
+                self.task.model, self.inputs, self.precision, self.log, stop=self.signals.asked
+            )
 
     def learned(self) -> dict[str, Any]:
         return {"model": self.task.weights(), "lr_scheduler": self.schedule.state_dict()}

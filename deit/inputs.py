@@ -163,6 +163,7 @@ def measure(
     precision: Precision,
     log: RunLog,
     label: str = "evaluating",
+    stop: Callable[[], bool] = lambda: False,
 ) -> Accuracy:
     """Accuracy of `predict` (images to logits) on the validation images, with a progress bar."""
     skipped = len(inputs.broken.names)
@@ -173,6 +174,7 @@ def measure(
             precision,
             inputs.broken,
             lambda images: bar.advance(images * dist.world_size()),
+            stop,
         )
     if (now := len(inputs.broken.names)) > skipped:
         log.info(f"skipped {now - skipped} files that could not be read")

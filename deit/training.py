@@ -22,7 +22,7 @@ from srd.errors import UserError
 from srd.evaluate import Accuracy
 from srd.log import RunLog, clock
 from srd.run import RunFolder, open_run, provenance
-from srd.views import INIT, seeded
+from srd.views import INIT, check_shares, seeded
 
 Trained = Literal["student", "teacher"]
 
@@ -41,7 +41,7 @@ def train(config: Config, trained: Trained) -> None:
 
 def _train(config: Config, trained: Trained, device: torch.device) -> None:
     dist.check_same([trained, to_mapping(config)])
-    check_shares(config)
+    check_shares(config.train.batch_size, dist.world_size())  # before the teacher is trained
     precision = Precision.choose(config.amp, device)
     set_determinism(config.deterministic)
     inputs = open_inputs(config, training=True, pin_memory=device.type == "cuda")
@@ -60,22 +60,23 @@ def _train(config: Config, trained: Trained, device: torch.device) -> None:
     assert config.name is not None
     folder = RunFolder(config.output, config.name)
     settings = to_mapping(config)
-    state = open_run(folder, config.resume, settings, {"identity": identity}, NOT_RECIPE)
-    if state is not None and (done := folder.read_result()) is not None:
+    opened = open_run(folder, config.resume, settings, {"identity": identity}, NOT_RECIPE)
+    if opened.state is not None and (done := folder.read_result()) is not None:
         if dist.is_main():
             scores = f"acc1 {done['acc1']:.2f}, best {done['best_acc1']:.2f}"
             print(f"already finished: {scores}; see {folder.path}")
         return
-    log = RunLog(folder.path, dist.is_main(), state["position"]["updates"] if state else 0)
+    log = RunLog(folder.path, dist.is_main(), opened.updates)
     try:
+        log.tell(opened.notes)
         announce(log, inputs, task, teacher, device, precision)
         network = prepare(task, teacher, config, precision)
         trainer = Trainer(
             config, task, network, teacher.model if teacher else None, inputs, folder, log,
             precision, identity,
         )  # fmt: skip
-        if state is not None:
-            trainer.load_state(state)
+        if opened.state is not None:
+            trainer.load_state(opened.state)
         elif teacher is not None and config.teacher.evaluate:
             found = measure(teacher.classify, inputs, precision, log, "evaluating the teacher")
             log.info(f"teacher {teacher.name}  {found}")
@@ -111,21 +112,11 @@ def with_trained_teacher(config: Config) -> Config:
             print(f"first the teacher, once: {path} into {folder.path}")
         train(recipe, "teacher")
     teacher: Teacher = replace(
-        config.teacher, name=recipe.teacher.name, checkpoint=str(folder.best)
+        config.teacher,
+        name=recipe.teacher.name,
+        checkpoint=str(folder.best if recipe.train.keep_best else folder.last),
     )
     return replace(config, teacher=teacher)
-
-
-def check_shares(config: Config) -> None:
-    """Raise a UserError unless the processes can share the batch evenly, in mirror-symmetric parts."""
-    size, unit = config.train.batch_size, 2 * dist.world_size()
-    if dist.world_size() > 1 and size % unit:
-        below, above = size // unit * unit, -(-size // unit) * unit
-        nearest = below if below and size - below <= above - size else above
-        raise UserError(
-            f"train.batch_size {size} does not divide into {dist.world_size()} even shares: the "
-            f"nearest that does is {nearest}"
-        )
 
 
 def make_task(

@@ -35,6 +35,7 @@ from torchvision import models as torchvision_models
 from resnet.recipe import Recipe
 from srd import dist
 from srd.checkpoint import explain_mismatch, load_weights
+from srd.distill import SimpleRecipeLoss
 from srd.errors import UserError, nearest
 from srd.views import VIEW, Batch, TrainBatches, make_loader, seeded
 
@@ -187,6 +188,13 @@ def trained_network(box: Any) -> nn.Module:
     """The student as the box trains it, wrapper included."""
     network: nn.Module = box.student_model if hasattr(box, "student_model") else box.model
     return network
+
+
+def use_local_statistics(box: Any) -> None:
+    """Our representation loss on each process's share of the batch, as in the released code."""
+    for module in trained_network(box).modules():
+        if isinstance(module, SimpleRecipeLoss):
+            module.use_local_statistics()
 
 
 def start_epoch(box: Any, models: Models, epoch: int) -> None:

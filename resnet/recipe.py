@@ -35,7 +35,14 @@ NOT_RECIPE_KEYS = {
     "dst_ckpt",
     "log_freq",
 }
-NOT_RECIPE = ("run.save_every", "run.save_every_steps", "run.keep_every", "run.log_every")
+NOT_RECIPE = (
+    "run.save_every",
+    "run.save_every_steps",
+    "run.keep_last",
+    "run.keep_every",
+    "run.keep_best",
+    "run.log_every",
+)
 
 Index = Annotated[int, Field(ge=0)]
 
@@ -47,9 +54,12 @@ class Run:
     amp: Literal["auto", "off", "bf16", "fp16", "fp64"] = "off"
     channels_last: bool = False
     deterministic: bool = False
+    global_statistics: bool = True  # of the whole batch; off: each process's share of it
     save_every: Annotated[int, Field(ge=1)] = 1
     save_every_steps: Index = 0
+    keep_last: Annotated[int, Field(ge=1)] = 2
     keep_every: Index = 0
+    keep_best: bool = True
     log_every: Annotated[int, Field(ge=1)] = 10
 
 

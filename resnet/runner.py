@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from resnet import box as boxes
 from resnet.box import Models
 from resnet.recipe import NOT_RECIPE, Recipe, read_recipe
 from srd import dist
-from srd.checkpoint import load_file, save_state
+from srd.checkpoint import load_weights, save_state
 from srd.device import Precision, choose_device, device_name, set_determinism
 from srd.errors import UserError
 from srd.evaluate import Accuracy, evaluate, evaluating
@@ -65,7 +66,9 @@ class BoxLoop(Loop):
             seed=options.seed,
             save_every=run.save_every,
             save_every_steps=run.save_every_steps,
+            keep_last=run.keep_last,
             keep_every=run.keep_every,
+            keep_best=run.keep_best,
             log_every=run.log_every,
             clip_norm=box.max_grad_norm,
         )
@@ -108,7 +111,14 @@ class BoxLoop(Loop):
         dist.average_gradients(self.parameters)
 
     def measure(self) -> Accuracy:
-        return measure(self.models.student, self.val, self.precision, self.log, "evaluating")
+        return measure(
+            self.models.student,
+            self.val,
+            self.precision,
+            self.log,
+            "evaluating",
+            self.signals.asked,
+        )
 
     def learned(self) -> dict[str, Any]:
         return {
@@ -152,7 +162,7 @@ def run(options: Options) -> None:
 
 def prepare(models: Models, recipe: Recipe, precision: Precision) -> None:
     """Global batch norms, types and memory layout of the networks."""
-    if dist.world_size() > 1:
+    if recipe.run.global_statistics and dist.world_size() > 1:
         dist.use_global_batch_norm(models.student)
     for model in (models.student, models.teacher):
         if model is not None:
@@ -165,6 +175,8 @@ def _train(
     recipe: Recipe, options: Options, models: Models, box: Any, precision: Precision
 ) -> None:
     boxes.trained_network(box).to(precision.dtype)
+    if not recipe.run.global_statistics:
+        boxes.use_local_statistics(box)
     inputs = boxes.train_input(box, recipe, options.seed, precision.device.type == "cuda")
     identity = {
         "model": models.student_name,
@@ -174,17 +186,17 @@ def _train(
         "lr_factor": box.lr_factor,
     }
     folder = RunFolder(options.output, options.name or Path(options.config).stem)
-    state = open_run(
+    opened = open_run(
         folder, options.resume, recipe.settings, {"identity": identity}, NOT_RECIPE, recipe.text
     )
-    if state is not None and (done := folder.read_result()) is not None:
+    if opened.state is not None and (done := folder.read_result()) is not None:
         if dist.is_main():
             print(f"already finished: acc1 {done['acc1']:.2f}; see {folder.path}")
         return
     copy_to = Path(options.run_log).expanduser() if options.run_log else None
-    first = state["position"]["updates"] if state else 0
-    log = RunLog(folder.path, dist.is_main(), first, copy_to)
+    log = RunLog(folder.path, dist.is_main(), opened.updates, copy_to)
     try:
+        log.tell(opened.notes)
         if options.log_config:
             log.info(recipe.text)
         teacher = f"{models.teacher_name} teaches " if models.teacher else ""
@@ -193,12 +205,11 @@ def _train(
             f"{precision}, {dist.world_size()} process(es)"
         )
         loop = BoxLoop(recipe, options, models, box, folder, log, precision, inputs, identity)
-        if state is not None:
-            loop.load_state(state)
+        if opened.state is not None:
+            loop.load_state(opened.state)
         loop.fit()
         dist.barrier()  # the main process may still be writing the best student
-        best = load_file(folder.best)["model"]
-        models.student.load_state_dict(best)
+        models.student.load_state_dict(load_weights(folder.student))
         accuracy = test(recipe, options, models, precision, log)
         if dist.is_main():
             _finish(loop, accuracy)
@@ -212,7 +223,7 @@ def _test_only(recipe: Recipe, options: Options, models: Models, precision: Prec
     section = section.get("student_model", section.get("model"))
     folder = RunFolder(options.output, options.name or Path(options.config).stem)
     places = [
-        folder.best,
+        folder.student,
         *(Path(section[k]).expanduser() for k in ("dst_ckpt", "src_ckpt") if section.get(k)),
     ]
     found = next((place for place in places if place.is_file()), None)
@@ -260,7 +271,12 @@ def eval_loader(theirs: Any, precision: Precision, seed: int) -> DataLoader[Batc
 
 
 def measure(
-    model: nn.Module, batches: DataLoader[Batch], precision: Precision, log: RunLog, label: str
+    model: nn.Module,
+    batches: DataLoader[Batch],
+    precision: Precision,
+    log: RunLog,
+    label: str,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Accuracy:
     """Accuracy of a plain classifier, with a progress bar."""
     total = len(batches.dataset)  # type: ignore[arg-type]
@@ -271,6 +287,7 @@ def measure(
             precision,
             BrokenFiles(skip=False),
             lambda images: bar.advance(images * dist.world_size()),
+            stop,
         )
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,9 @@ from torch.nn.parallel import DistributedDataParallel
 from srd.errors import UserError
 
 TIMEOUT_SECONDS = 600  # for the other processes to come, or to answer; SRD_DIST_TIMEOUT changes it
+
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -115,10 +118,47 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
         grad.copy_(part.view_as(grad))
 
 
+def from_main(compute: Callable[[], T]) -> T:
+    """What `compute` returns on the main process, on every process (picklable; not for tensors).
+
+    Raises:
+        UserError: on every process, when `compute` raised one.
+    """
+    if world_size() == 1:
+        return compute()
+    told: list[Any] = [None, None]
+    if is_main():
+        try:
+            told = [compute(), None]
+        except UserError as error:
+            told = [None, str(error)]
+    dist.broadcast_object_list(told)
+    if told[1] is not None:
+        raise UserError(told[1])
+    return told[0]
+
+
+def ranks_where(here: bool) -> list[int]:
+    """The ranks of the processes where `here` is true."""
+    if world_size() == 1:
+        return [0] if here else []
+    everywhere: list[Any] = [None] * world_size()
+    dist.all_gather_object(everywhere, here)
+    return [number for number, true in enumerate(everywhere) if true]
+
+
 def barrier() -> None:
     """Wait until every process is here."""
     if world_size() > 1:
         dist.barrier()
+
+
+@torch.no_grad()
+def share_buffers(module: nn.Module) -> None:
+    """Give every process the main one's buffers, such as running statistics of its own share."""
+    if world_size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
 
 
 class _GlobalSum(torch.autograd.Function):

@@ -155,6 +155,10 @@ class SimpleRecipeLoss(nn.Module):
         """The loss of the released ResNet code: elementwise, BN eps 1e-4, no log eps."""
         return cls(student_dim, teacher_dim, match="elementwise")
 
+    def use_local_statistics(self) -> None:
+        """From now on: statistics and sums over each rank's share of the batch."""
+        self.across_ranks = self.bn_s.across_ranks = self.bn_t.across_ranks = False
+
     @property
     def projector(self) -> nn.Linear:
         """P, from the student's width to the teacher's (`embed` in the released weights)."""

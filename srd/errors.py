@@ -10,7 +10,8 @@ import difflib
 import sys
 from collections.abc import Callable, Iterable
 
-EXIT_DONE, EXIT_FAILED, EXIT_USER, EXIT_SIGINT, EXIT_SIGTERM = 0, 1, 2, 130, 143
+EXIT_DONE, EXIT_FAILED, EXIT_USER = 0, 1, 2
+EXIT_SIGINT, EXIT_SIGTERM = 130, 143  # 128 + the signal's number
 
 
 class UserError(Exception):

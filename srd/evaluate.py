@@ -17,6 +17,10 @@ from srd.errors import UserError
 from srd.views import Batch, BrokenFiles
 
 
+class EvaluationStopped(Exception):
+    """A signal came, to this process or to another, and the rest was not measured."""
+
+
 @dataclass(frozen=True)
 class Accuracy:
     """Top-1 and top-5 in percent, mean cross-entropy, the images counted, and the speed."""
@@ -56,20 +60,25 @@ def evaluate(
     precision: Precision,
     broken: BrokenFiles,
     progress: Callable[[int], None] = lambda images: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Accuracy:
     """Measure `predict`, which maps images (B, 3, H, W) to logits (B, C).
 
     Counts are kept as integers on the device and summed over ranks at the end, so the accuracy
     does not depend on the batch size or the number of processes. With fewer than five classes
-    acc5 counts all of them.
+    acc5 counts all of them. Where `stop` becomes true on one process, all learn of it at the end.
 
     Raises:
         UserError: a file cannot be read (and skipping is off), or there was nothing to measure.
+        EvaluationStopped: `stop` said so, here or on another process.
     """
     device = precision.device
-    sums = torch.zeros(4, dtype=torch.float64, device=device)  # correct1, correct5, loss, images
+    sums = torch.zeros(5, dtype=torch.float64, device=device)  # correct 1, 5, loss, images, stops
     start = time.perf_counter()
     for batch in batches:
+        if stop():
+            sums[4] += 1
+            break
         broken.check(batch)
         if len(batch.targets) == 0:
             continue
@@ -85,7 +94,9 @@ def evaluate(
         sums[2] += F.cross_entropy(logits, targets, reduction="sum").double()
         sums[3] += len(targets)
         progress(len(targets))
-    correct1, correct5, loss, images_seen = dist.reduce_sum(sums).tolist()
+    correct1, correct5, loss, images_seen, stops = dist.reduce_sum(sums).tolist()
+    if stops:
+        raise EvaluationStopped
     if images_seen == 0:
         raise UserError("no image could be evaluated")
     return Accuracy(

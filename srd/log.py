@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,11 @@ class RunLog:
         for file in (self._text, self._copy):
             if file is not None:
                 self._write(file, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
+
+    def tell(self, messages: Iterable[str]) -> None:
+        """Several lines."""
+        for message in messages:
+            self.info(message)
 
     def row(
         self, kind: str, values: Mapping[str, Any], board: Mapping[str, float] | None = None

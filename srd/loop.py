@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,10 @@ from srd import dist
 from srd.checkpoint import save_weights
 from srd.device import Precision, Readback
 from srd.errors import Stopped
-from srd.evaluate import Accuracy
+from srd.evaluate import Accuracy, EvaluationStopped
 from srd.log import Bar, RunLog, clock
-from srd.run import RunFolder, StopSignals
+from srd.run import RunFolder
+from srd.signals import StopSignals
 from srd.update import check_finite, update
 from srd.views import STEP, TrainBatches, derive
 
@@ -37,7 +38,9 @@ class Plan:
     evaluate_every: int = 1
     save_every: int = 1
     save_every_steps: int = 0
+    keep_last: int = 2
     keep_every: int = 0
+    keep_best: bool = True
     log_every: int = 10
     clip_norm: float | None = None
 
@@ -171,7 +174,10 @@ class Loop(ABC):
                 self.train_epoch(bar)
                 done = position.epoch + 1
                 due = plan.evaluate_every and done % plan.evaluate_every == 0
-                accuracy = self.evaluate_epoch() if due or done == plan.epochs else None
+                try:
+                    accuracy = self.evaluate_epoch() if due or done == plan.epochs else None
+                except EvaluationStopped:
+                    self.save_and_stop()
                 if accuracy is not None and done == plan.epochs:
                     return accuracy
                 self.end_epoch(accuracy)
@@ -193,12 +199,12 @@ class Loop(ABC):
             self.train_step(batch, bar)
             self.stop_if_asked()
             if plan.save_every_steps and position.updates % plan.save_every_steps == 0:
-                self.save(self.folder.last)
+                self.save_last()
         self.tell_pending(bar)
         self.tell_epoch(position.step - first, time.perf_counter() - started)
         done = position.epoch + 1
         if done == plan.epochs or done % plan.save_every == 0:
-            self.save(self.folder.last)
+            self.save_last()
         if plan.keep_every and done % plan.keep_every == 0:
             self.save(self.folder.checkpoints / f"epoch_{position.epoch:04}.pth")
 
@@ -230,10 +236,14 @@ class Loop(ABC):
     def stop_if_asked(self) -> None:
         """Save and stop when a signal has come, to this process or to another."""
         if self.stopping:
-            self.save(self.folder.last)
-            dist.barrier()  # torchrun ends the others when one leaves: wait until it is saved
-            place = f"{self.label}, step {self.position.step} of {self.steps}"
-            raise Stopped(f"saved {self.folder.last} in {place}", self.signals.code)
+            self.save_and_stop()
+
+    def save_and_stop(self) -> NoReturn:
+        """Leave the run so that it goes on from here."""
+        self.save_last()
+        dist.barrier()  # torchrun ends the others when one leaves: wait until it is saved
+        place = f"{self.label}, step {self.position.step} of {self.steps}"
+        raise Stopped(f"saved {self.folder.last} in {place}", self.signals.code)
 
     def tell_pending(self, bar: Bar | None = None) -> None:
         """Log the step before, whose gradient norm has arrived by now.
@@ -268,6 +278,13 @@ class Loop(ABC):
             row["images_per_second"] = round(steps * self.plan.batch_size / seconds, 1)
         self.log.row("epoch", row)
 
+    def save_last(self) -> None:
+        """Write `last.pth`, and keep the ones before it that the plan asks for."""
+        self.tell_pending()
+        if dist.is_main():
+            self.folder.keep_last(self.plan.keep_last)
+        self.save(self.folder.last)
+
     def save(self, path: Path) -> None:
         """Write a checkpoint, once every step in it is known to be sound."""
         self.tell_pending()
@@ -277,6 +294,7 @@ class Loop(ABC):
     def evaluate_epoch(self) -> Accuracy:
         """Measure the model, log it, and keep it when it is the best so far."""
         position = self.position
+        dist.share_buffers(self.model())  # with statistics of each share, they differ
         accuracy = self.measure()
         self.log.row("eval", {"epoch": position.epoch, "step": position.updates, **accuracy.row()})
         improved = accuracy.acc1 > position.best_acc1
@@ -285,7 +303,7 @@ class Loop(ABC):
         mean = position.sums["loss"] / self.steps
         best = "  best" if improved else ""
         self.log.info(f"{self.label}  train loss {mean:.4f}  {accuracy}{best}")
-        if improved:
+        if improved and self.plan.keep_best:
             self.save(self.folder.best)
         if improved and dist.is_main():
             about = {"model": self.identity["model"], "epoch": str(position.epoch)}

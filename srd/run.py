@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
-import signal
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from srd import dist
 from srd.checkpoint import load_file, newest_whole, save_state, write_text
 from srd.config import differences, dump_yaml
-from srd.errors import EXIT_SIGINT, EXIT_SIGTERM, UserError
+from srd.errors import RunFailed, UserError
 
 PACKAGES = ("torch", "torchvision", "timm", "torchdistill", "numpy", "pillow")
 
@@ -34,6 +35,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.student = self.path / "student.safetensors"
         self.result = self.path / "result.json"
+        self.launch = self.path / ".launch"
 
     def prepare(self) -> None:
         """Make the folder, and clear the leftovers of a save that was killed.
@@ -64,11 +66,44 @@ class RunFolder:
         self.path.rename(aside)
         return aside
 
+    def was_started_by_this_launch(self) -> bool:
+        """Whether the run in the folder is an earlier life of this command."""
+        try:
+            before = self.launch.read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return False
+        return not set(before).isdisjoint(launches(again=True))
+
     def find_resume(self) -> tuple[Path | None, list[Path]]:
         """The newest whole checkpoint to go on from, and the damaged ones passed over."""
         others = [path for path in self.checkpoints.glob("*.pth") if path != self.last]
         others.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
         return newest_whole([self.last, *others])
+
+    def keep_last(self, count: int) -> None:
+        """Before a new `last.pth`: keep the old one as `last.1.pth`, that as `last.2.pth`, ...
+
+        `last.pth` stays in its place until the new one takes it, so that at any instant the newest
+        whole checkpoint is there.
+
+        Args:
+            count: of checkpoints to keep, the new one included.
+
+        Raises:
+            RunFailed: the folder cannot be written.
+        """
+        files = [self.last, *(self.checkpoints / f"last.{n}.pth" for n in range(1, count))]
+        try:
+            for newer, older in reversed(list(pairwise(files))):
+                if newer is not self.last and newer.exists():
+                    newer.replace(older)
+            if count > 1 and self.last.exists():
+                second = self.checkpoints / f".{files[1].name}.part"
+                second.unlink(missing_ok=True)
+                _link(self.last, second)
+                second.replace(files[1])
+        except OSError as error:
+            raise RunFailed(f"cannot write {self.checkpoints} ({error.strerror})") from error
 
     def save(self, path: Path, state: Mapping[str, Any]) -> None:
         """Write a checkpoint whole or not at all."""
@@ -106,6 +141,18 @@ def load_resume(
     return state
 
 
+class Opened(NamedTuple):
+    """How a run starts: the state to go on from (None: from its start), and what to tell."""
+
+    state: dict[str, Any] | None
+    notes: list[str]
+
+    @property
+    def updates(self) -> int:
+        """Updates already made."""
+        return self.state["position"]["updates"] if self.state else 0
+
+
 def open_run(
     folder: RunFolder,
     resume: str,
@@ -113,72 +160,85 @@ def open_run(
     identity: Mapping[str, Any],
     not_recipe: tuple[str, ...],
     config_text: str | None = None,
-) -> dict[str, Any] | None:
-    """Make a run's folder ready; the state to go on from, or None for a new run.
+) -> Opened:
+    """Make a run's folder ready, and find where the run goes on.
 
     Args:
         resume: `auto` (the newest whole checkpoint in the folder), `none` (a new run; an earlier
-            one's folder is renamed), or a checkpoint file.
+            one's folder is renamed), or a checkpoint file. A command that torchrun or SLURM starts
+            again goes on where it was, whatever this says.
         settings: the resolved configuration, saved with the run.
         identity: what a checkpoint must agree on besides.
         not_recipe: settings that may differ from the checkpoint's.
         config_text: what `config.yaml` shall hold instead of `settings`.
 
     Raises:
-        UserError: the folder cannot be written, or the checkpoint belongs to another recipe.
+        UserError: the folder cannot be written, a process cannot see it, or the checkpoint belongs
+            to another recipe.
     """
-    damaged: list[Path] = []
-    path: Path | None = None
-    if resume == "auto":
-        path, damaged = folder.find_resume()
-        if path is None and damaged:
-            raise UserError(
-                f"{damaged[0]} is damaged and there is no other checkpoint: --resume none starts anew"
-            )
-    elif resume != "none":
-        path = Path(resume).expanduser()
+    start, damaged = dist.from_main(lambda: _starting_point(folder, resume))
+    path = start if isinstance(start, Path) else None
+    if path is not None and (blind := dist.ranks_where(not path.is_file())):
+        raise UserError(
+            f"process {blind[0]} does not see {path}: --output must be a folder that all machines share"
+        )
     state = load_resume(path, {**settings, **identity}, not_recipe) if path else None
+    notes: list[str] = []
     if dist.is_main():
-        if resume == "none" and (aside := folder.set_aside()):
-            print(f"the earlier run is now {aside}")
+        if start == "anew" and (aside := folder.set_aside()):
+            notes.append(f"the earlier run is now {aside}")
         folder.prepare()
         write_text(folder.config, config_text or dump_yaml(settings))
+        write_text(folder.launch, "\n".join(launches()) + "\n")
         for file in damaged:
-            print(f"{file} is damaged: passed over for {path}")
+            file.rename(file.with_name(f"{file.name}.damaged"))
+            notes.append(
+                f"{file} is damaged: passed over for {path}, and kept as {file.name}.damaged"
+            )
     dist.barrier()
-    return state
+    return Opened(state, notes)
 
 
-class StopSignals:
-    """SIGTERM and SIGINT ask the run to stop after the step that is under way.
+def _starting_point(folder: RunFolder, resume: str) -> tuple[Path | str, list[Path]]:
+    """The checkpoint to go on from, `"start"`, or `"anew"`; and the damaged files passed over."""
+    again = folder.was_started_by_this_launch()
+    if resume == "none" and not again:
+        return "anew", []
+    path, damaged = folder.find_resume() if resume in ("auto", "none") or again else (None, [])
+    if path is None and resume not in ("auto", "none"):
+        path = Path(resume).expanduser()
+        if not path.is_file():
+            raise UserError(f"no checkpoint at {path}")
+    if path is None and damaged:
+        raise UserError(
+            f"{damaged[0]} is damaged and there is no other checkpoint: --resume none starts anew"
+        )
+    return path or "start", damaged
 
-    A second SIGINT interrupts at once.
+
+def launches(again: bool = False) -> list[str]:
+    """What started this process and may start it again: torchrun's agent, a SLURM job.
+
+    Args:
+        again: only those that have, or may have, started it before.
     """
+    found = []
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        found.append(f"torchrun {platform.node()} {os.getppid()}")
+    job, count = (os.environ.get(f"SLURM_{name}", "") for name in ("JOB_ID", "RESTART_COUNT"))
+    if job and not (again and count in ("", "0")):
+        found.append(f"slurm {job}")
+    return found
 
-    def __init__(self) -> None:
-        self.received: int | None = None
 
-    @property
-    def code(self) -> int:
-        """The exit code for the signal received."""
-        return EXIT_SIGINT if self.received == signal.SIGINT else EXIT_SIGTERM
-
-    @contextmanager
-    def listening(self) -> Iterator[StopSignals]:
-        """Handle the signals inside; put the old handlers back after."""
-        old = {
-            number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
-        }
-        try:
-            yield self
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
-
-    def _note(self, number: int, _: Any) -> None:
-        if self.received == signal.SIGINT == number:
-            raise KeyboardInterrupt
-        self.received = number
+def _link(file: Path, name: Path) -> None:
+    """A second name for a file; where the file system has no hard links, a copy."""
+    try:
+        name.hardlink_to(file)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS):
+            raise
+        shutil.copy2(file, name)
 
 
 def provenance() -> dict[str, Any]:

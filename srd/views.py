@@ -163,6 +163,7 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.epoch, self.first_step = 0, 0
+        check_shares(batch_size, world_size)
         if len(self) == 0:
             raise UserError(
                 f"a batch of {batch_size} is larger than the {size} training images: "
@@ -186,6 +187,18 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         for step in range(self.first_step, len(self)):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size].tolist()
             yield [(epoch, index) for index in rank_share(batch, self.rank, self.world_size)]
+
+
+def check_shares(batch_size: int, world_size: int) -> None:
+    """Raise a UserError unless the processes can share a batch evenly, in mirror-symmetric parts."""
+    unit = 2 * world_size
+    if world_size > 1 and batch_size % unit:
+        below, above = batch_size // unit * unit, -(-batch_size // unit) * unit
+        nearest = below if below and batch_size - below <= above - batch_size else above
+        raise UserError(
+            f"a batch of {batch_size} does not divide into {world_size} even shares: the nearest "
+            f"that does is {nearest}"
+        )
 
 
 class EvalBatches(Sampler[list[tuple[int, int]]]):
@@ -229,10 +242,11 @@ def make_loader(
 def _start_worker(_: int) -> None:
     """Signals sent to the whole process group are for the process that trains.
 
-    It finishes its step, for which it needs its workers. So a worker ignores Ctrl-C, and obeys
-    SIGTERM only from its parent (which sends it when it exits).
+    It finishes its step, for which it needs its workers. So a worker ignores Ctrl-C and SIGUSR1,
+    and obeys SIGTERM only from its parent (which sends it when it exits).
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # macOS
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -20,6 +20,7 @@ import torch
 from deit import inputs, main
 from deit.student import SIZES
 from srd.errors import EXIT_SIGTERM
+from srd.log import Bar
 
 ROOT = Path(__file__).resolve().parents[2]
 NARROW = (24, 3)
@@ -111,6 +112,44 @@ def test_stopped_by_sigterm_it_ends_in_the_same_bits(
 
 
 @pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize("number, code", [(signal.SIGUSR1, 138), (signal.SIGINT, 130)])
+def test_other_signals_save_too_and_say_which_they_were(
+    tmp_path: Path, recipe: Path, deit: Any, open_run: Any, strike: Any, undisturbed: Any,
+    number: int, code: int,
+) -> None:  # fmt: skip
+    strike(lambda: os.kill(os.getpid(), number), 3)
+    stopped = deit(*arguments(recipe, tmp_path))
+    assert stopped.code == code and "saved" in stopped.err
+    assert deit(*arguments(recipe, tmp_path)).code == 0
+    open_run(tmp_path / "run").assert_same(undisturbed)
+
+
+@pytest.mark.usefixtures("narrow")
+def test_stopped_in_an_evaluation_it_measures_again(
+    tmp_path: Path, recipe: Path, deit: Any, open_run: Any, undisturbed: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The evaluation of the first epoch is given up, not waited for; the epoch is not lost."""
+    told, advance = [], Bar.advance
+
+    def struck(self: Bar, by: int, *more: Any) -> None:
+        if self.label == "evaluating":
+            told.append(by)
+            if len(told) == 1:
+                sigterm()
+        advance(self, by, *more)
+
+    monkeypatch.setattr(Bar, "advance", struck)
+    command = arguments(recipe, tmp_path)
+    stopped = deit(*command)
+    run = open_run(tmp_path / "run")
+    assert stopped.code == EXIT_SIGTERM and "step 6 of 6" in stopped.err
+    assert told == [256] and not run.rows("eval")
+    assert deit(*command).code == 0
+    run.assert_same(undisturbed)
+
+
+@pytest.mark.usefixtures("narrow")
 def test_stopped_again_and_again_it_ends_in_the_same_bits(
     tmp_path: Path, recipe: Path, deit: Any, open_run: Any, strike: Any, undisturbed: Any
 ) -> None:
@@ -188,7 +227,7 @@ def test_a_crash_between_training_and_evaluation_leaves_no_trace(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     with monkeypatch.context() as patch:
-        patch.setattr("deit.engine.measure", lambda *_: 1 / 0)
+        patch.setattr("deit.engine.measure", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             deit(*arguments(recipe, tmp_path))
     assert open_run(tmp_path / "run").state()["position"]["step"] == 6
@@ -251,7 +290,7 @@ def test_resume_none_starts_anew_and_keeps_the_old_run(
     strike(sigterm, 2)
     deit(*arguments(recipe, tmp_path))
     again = deit(*arguments(recipe, tmp_path, "--resume=none"))
-    assert again.code == 0 and str(tmp_path / "run.1") in again.out
+    assert again.code == 0 and str(tmp_path / "run.1") in again.err
     assert open_run(tmp_path / "run.1").state()["position"]["updates"] == 3
     open_run(tmp_path / "run").assert_same(undisturbed)
 
@@ -269,7 +308,8 @@ def test_a_damaged_checkpoint_is_passed_over(
     last.write_bytes(last.read_bytes()[:-1000])
     resumed = deit(*command)
     assert resumed.code == 0
-    assert f"{last} is damaged: passed over for {run.checkpoints}" in resumed.out
+    told = f"{last} is damaged: passed over for {run.checkpoints}"
+    assert told in resumed.err and told in (run.path / "log.txt").read_text()
     run.assert_same(undisturbed)
 
 

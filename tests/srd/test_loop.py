@@ -152,7 +152,7 @@ def test_a_run_leaves_what_the_contract_says(tmp_path: Path) -> None:
     assert epochs[1]["loss"] == pytest.approx(mean, rel=1e-12)
     evals = [row for row in told if row["kind"] == "eval"]
     assert [row["epoch"] for row in evals] == [0, 1, 2] and evals[0]["images"] == 22
-    assert checkpoints(tmp_path) == ["best.pth", "last.pth"]
+    assert checkpoints(tmp_path) == ["best.pth", "last.1.pth", "last.pth"]
     assert_same(load_weights(tmp_path / "toy/checkpoints/last.pth"), weights)
 
 
@@ -166,11 +166,15 @@ def test_the_best_model_is_kept(tmp_path: Path) -> None:
 
 
 def test_intervals(tmp_path: Path) -> None:
-    fit(tmp_path, replace(PLAN, evaluate_every=2, log_every=4, keep_every=2))
+    fit(
+        tmp_path,
+        replace(PLAN, evaluate_every=2, log_every=4, keep_every=2, keep_last=1, keep_best=False),
+    )
     told = rows(tmp_path)
     assert [row["step"] for row in told if row["kind"] == "step"] == [0, 4, 8, 12]
     assert [row["epoch"] for row in told if row["kind"] == "eval"] == [1, 2]
-    assert checkpoints(tmp_path) == ["best.pth", "epoch_0001.pth", "last.pth"]
+    assert checkpoints(tmp_path) == ["epoch_0001.pth", "last.pth"]
+    assert (tmp_path / "toy/student.safetensors").exists()
 
 
 @pytest.mark.parametrize("stops", [[0], [4], [5], [7, 8], [14], [2, 4, 9, 13]], ids=str)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from pathlib import Path
@@ -12,7 +13,8 @@ import yaml
 
 from srd.checkpoint import load_file, save_state
 from srd.errors import UserError
-from srd.run import RunFolder, StopSignals, load_resume, open_run, provenance
+from srd.run import RunFolder, load_resume, open_run, provenance
+from srd.signals import StopSignals
 
 RECIPE = {"seed": 0, "name": "a", "optim": {"lr": 0.1}, "train": {"epochs": 3}}
 NOT_RECIPE = ("name",)
@@ -35,7 +37,7 @@ def truncate(path: Path) -> None:
 
 
 def reopen(folder: RunFolder, resume: str = "auto") -> dict[str, Any] | None:
-    return open_run(folder, resume, RECIPE, {}, NOT_RECIPE)
+    return open_run(folder, resume, RECIPE, {}, NOT_RECIPE).state
 
 
 def test_a_folder_is_laid_out_as_the_contract_says(tmp_path: Path) -> None:
@@ -137,6 +139,85 @@ def test_resume_auto_goes_on(tmp_path: Path) -> None:
     assert reopen(folder)["name"] == "best.pth"
 
 
+def test_a_damaged_checkpoint_is_named_and_kept_aside(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, "best.pth", "last.pth")
+    truncate(folder.last)
+    torn = folder.last.read_bytes()
+    (note,) = open_run(folder, "auto", RECIPE, {}, NOT_RECIPE).notes
+    assert str(folder.last) in note and str(folder.best) in note and "damaged" in note
+    assert sorted(os.listdir(folder.checkpoints)) == ["best.pth", "last.pth.damaged"]
+    assert folder.last.with_name("last.pth.damaged").read_bytes() == torn
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["hard links", "no hard links"])
+def test_the_last_few_are_kept(
+    tmp_path: Path, links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", refuse)
+    folder = RunFolder(tmp_path, "a")
+    folder.prepare()
+    for number in range(6):
+        folder.keep_last(3)
+        assert number == 0 or load_file(folder.last)["number"] == number - 1
+        folder.save(folder.last, state_of(number=number))
+    names = ("last.pth", "last.1.pth", "last.2.pth")
+    assert sorted(os.listdir(folder.checkpoints)) == sorted(names)
+    assert [load_file(folder.checkpoints / name)["number"] for name in names] == [5, 4, 3]
+    assert folder.find_resume()[0] == folder.last
+    for name in names[:2]:
+        truncate(folder.checkpoints / name)
+    assert folder.find_resume()[0] == folder.checkpoints / "last.2.pth"
+
+
+def test_only_the_last_is_kept_when_one_is_asked_for(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, "last.pth")
+    folder.keep_last(1)
+    folder.save(folder.last, state_of(number=1))
+    assert os.listdir(folder.checkpoints) == ["last.pth"]
+
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "none"}
+SLURM = {"SLURM_JOB_ID": "7"}
+
+
+@pytest.mark.parametrize(
+    "first, second, goes_on",
+    [
+        ({}, {}, False),
+        (TORCHRUN, TORCHRUN, True),  # the same parent: torchrun's agent
+        ({}, TORCHRUN, False),
+        (SLURM, {**SLURM, "SLURM_RESTART_COUNT": "1"}, True),
+        (SLURM, SLURM, False),  # a second command in the same allocation
+        (SLURM, {"SLURM_JOB_ID": "8", "SLURM_RESTART_COUNT": "1"}, False),
+    ],
+)
+@pytest.mark.parametrize("resume", ["none", "elsewhere.pth"])
+def test_what_is_started_again_goes_on(
+    tmp_path: Path, first: dict[str, str], second: dict[str, str], goes_on: bool, resume: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """--resume none and --resume FILE are for the first start; torchrun and SLURM repeat the command."""
+    save_state(tmp_path / "elsewhere.pth", state_of(name="elsewhere"))
+    resume = str(tmp_path / resume) if resume != "none" else resume
+    folder = RunFolder(tmp_path, "a")
+    with monkeypatch.context() as patch:
+        for name, value in first.items():
+            patch.setenv(name, value)
+        reopen(folder, resume)
+    folder.save(folder.last, state_of(name="last"))
+    for name, value in second.items():
+        monkeypatch.setenv(name, value)
+    state = reopen(folder, resume)
+    if goes_on:
+        assert state["name"] == "last"
+    else:
+        assert (state and state["name"]) == (None if resume == "none" else "elsewhere")
+
+
 def test_resume_auto_with_only_damage_asks_what_to_do(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, "last.pth")
     truncate(folder.last)
@@ -175,7 +256,7 @@ def test_another_identity_is_another_recipe(tmp_path: Path) -> None:
     folder = folder_with(tmp_path)
     folder.save(folder.last, state_of({**RECIPE, "identity": {"classes": 10}}))
     identity = {"identity": {"classes": 10}}
-    assert open_run(folder, "auto", RECIPE, identity, NOT_RECIPE) is not None
+    assert open_run(folder, "auto", RECIPE, identity, NOT_RECIPE).state is not None
     with pytest.raises(UserError, match=r"identity\.classes: 10 -> 3"):
         open_run(folder, "auto", RECIPE, {"identity": {"classes": 3}}, NOT_RECIPE)
 

@@ -1,0 +1,46 @@
+"""Signals that ask a run to stop: noted when they come, obeyed between two steps."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from srd.errors import EXIT_SIGTERM
+
+
+class StopSignals:
+    """SIGTERM, SIGINT and SIGUSR1 ask the run to save and stop after the step that is under way.
+
+    SIGUSR1 is what a scheduler sends before a time limit. A second SIGINT interrupts at once.
+    """
+
+    NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def asked(self) -> bool:
+        """Whether this process has been asked to stop."""
+        return self.received is not None
+
+    @property
+    def code(self) -> int:
+        """128 + the number of the signal; SIGTERM's where another process was told."""
+        return EXIT_SIGTERM if self.received is None else 128 + self.received
+
+    @contextmanager
+    def listening(self) -> Iterator[StopSignals]:
+        """Handle the signals inside; put the old handlers back after."""
+        old = {number: signal.signal(number, self._note) for number in self.NUMBERS}
+        try:
+            yield self
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, _: Any) -> None:
+        if self.received == signal.SIGINT == number:
+            raise KeyboardInterrupt
+        self.received = number
