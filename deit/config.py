@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from srd.config import STRICT, dotted_keys
+from srd.config import STRICT, Amp, dotted_keys
 from srd.errors import UserError
 
 Count = Annotated[int, Field(ge=1)]
@@ -140,7 +140,7 @@ class Config:
         None  # of the run's folder; None: the model's
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    amp: Literal["auto", "off", "bf16", "fp16", "fp64"] = "auto"
+    amp: Amp = "auto"
     compile: bool = False
     deterministic: bool = False  # the same bits on a GPU too, at a cost in speed
     resume: str = "auto"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from deit.config import Config
 from deit.inputs import measure, open_inputs
 from deit.student import create_student
@@ -28,6 +30,11 @@ def evaluate_checkpoint(config: Config, checkpoint: str | None) -> Accuracy:
     """
     path = Path(checkpoint).expanduser() if checkpoint else released_checkpoint(config.model.name)
     device = choose_device(config.device)
+    with dist.processes(device):
+        return _evaluate(config, path, device)
+
+
+def _evaluate(config: Config, path: Path, device: torch.device) -> Accuracy:
     precision = Precision.choose(config.amp, device)
     inputs = open_inputs(config, training=False, pin_memory=device.type == "cuda")
     size = config.model.image_size

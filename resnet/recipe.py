@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import yaml
 from pydantic import Field
@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from torchdistill.common import yaml_util
 
 from resnet.trust import check_module, check_name
-from srd.config import STRICT, Layer, build
+from srd.config import STRICT, Amp, Layer, build
 from srd.errors import UserError, nearest
 
 IMPORTS = ("!import_get", "!import_call", "!import_call_method")
@@ -51,7 +51,7 @@ Index = Annotated[int, Field(ge=0)]
 class Run:
     """Our own section of the file, `run:`; all of it optional."""
 
-    amp: Literal["auto", "off", "bf16", "fp16", "fp64"] = "off"
+    amp: Amp = "off"
     channels_last: bool = False
     deterministic: bool = False
     global_statistics: bool = True  # of the whole batch; off: each process's share of it

@@ -9,14 +9,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from srd.errors import UserError, nearest
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+Amp = Annotated[  # of `srd.device.Precision`; YAML reads a bare `off` as false
+    Literal["auto", "off", "bf16", "fp16", "fp64"],
+    BeforeValidator(lambda value: "off" if value is False else value),
+]
 
 T = TypeVar("T")
 
@@ -88,7 +92,7 @@ def build(cls: type[T], layers: Iterable[Layer]) -> T:
         raise UserError(_explain(error, cls, layers)) from None
     built = flatten(to_mapping(config))
     for key, value in flatten(merged).items():  # pydantic takes True for 1
-        if isinstance(value, bool) and not isinstance(built[key], bool):
+        if isinstance(value, bool) and not isinstance(built[key], bool | str):
             source = _source(key.split("."), layers)
             raise UserError(f"{key}{source} should be a number, not {value}")
     return config

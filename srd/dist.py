@@ -8,6 +8,7 @@ global loss, whatever the number of processes. With one process every function h
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from srd.errors import UserError
@@ -47,27 +50,28 @@ def is_main() -> bool:
 def processes(device: torch.device) -> Iterator[None]:
     """Join the other processes that torchrun (or anything that sets its variables) started.
 
-    Alone, this does nothing. GPUs talk over nccl, CPUs over gloo.
+    Alone, or inside itself, this does nothing. GPUs talk over nccl, CPUs over gloo.
 
     Raises:
         UserError: the others did not come in time.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    if size == 1 or dist.is_initialized():
         yield
         return
     seconds = float(os.environ.get("SRD_DIST_TIMEOUT", TIMEOUT_SECONDS))
     host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     try:
+        store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=seconds)))
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
+            store=_of_this_life(store),
+            rank=rank,
+            world_size=size,
             timeout=timedelta(seconds=seconds),
             device_id=device if device.type == "cuda" else None,
         )
-    except (
-        RuntimeError,
-        ValueError,
-    ) as error:  # torch's network and store errors are RuntimeErrors
+    except (RuntimeError, ValueError) as error:  # torch's network and store errors are the former
         raise UserError(
             f"{size} processes were to meet at {host}:{port} and did not within {seconds:.0f} s "
             f"({' '.join(str(error).split())[:120]}): check the host, the port, and that all are started"
@@ -76,6 +80,18 @@ def processes(device: torch.device) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def _of_this_life(store: Store) -> Store:
+    """`store` without what an earlier life of these processes left there.
+
+    torchrun starts dead processes again beside the store that they used: the new ones would read
+    the old addresses. On several machines the lives are not counted alike, and torchrun must make
+    a store for each (TORCH_DISABLE_SHARE_RDZV_TCP_STORE, see scripts/launch.sh).
+    """
+    if os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return store
+    return PrefixStore(f"life_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def check_same(settings: Any) -> None:
@@ -97,11 +113,15 @@ def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
     """`module` with its gradients averaged over ranks; alone, `module` itself."""
     if world_size() == 1:
         return module
+    # The statistics are global: every rank computes the same buffers. Newer torch renamed the setting.
+    names = inspect.signature(DistributedDataParallel).parameters
+    still = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+    settings: dict[str, Any] = {still: False}
     return DistributedDataParallel(
         module,
         device_ids=[device] if device.type == "cuda" else None,
-        broadcast_buffers=False,  # the statistics are global: every rank computes the same
         gradient_as_bucket_view=True,
+        **settings,
     )
 
 

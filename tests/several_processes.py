@@ -1,0 +1,114 @@
+"""Started by torchrun in test_processes.py: runs and evaluations on this many processes.
+
+    several_processes.py <folder> <action> ...
+
+Real command lines, but `tiny` is narrow: what is tested is what happens between processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deit import evaluation, inputs
+from deit import main as deit
+from deit.student import SIZES
+from resnet import main as resnet
+from srd import dist
+from srd.errors import Stopped
+
+HERE, PROCESSES = Path(__file__).parent, int(os.environ["WORLD_SIZE"])
+RANK, LIFE = int(os.environ["RANK"]), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def train(folder: Path, name: str, *more: str) -> None:
+    """The DeiT half: 30 steps of 16 digits with mixup and cutmix."""
+    deit.run(
+        ["--train_student", f"--config={folder / 'deit.yaml'}", f"--output={folder}",
+         f"--name={name}", *more]
+    )  # fmt: skip
+
+
+def train_resnet(folder: Path, name: str, *more: str) -> None:
+    """The ResNet half: 30 steps of 16 digits."""
+    resnet.run(
+        [f"--config={folder / f'{name}.yaml'}", f"--output={folder}", f"--name={name}_{PROCESSES}",
+         "--device=cpu", "-student_only", *more]
+    )  # fmt: skip
+
+
+def at_step(step: int, what: Callable[[], None]) -> None:
+    """Call `what` in the middle of a step of the runs that follow."""
+    mix = inputs.Mix.__call__
+
+    def struck(self: Any, images: Any, targets: Any, now: int) -> Any:
+        if now == step:
+            what()
+        return mix(self, images, targets, now)
+
+    inputs.Mix.__call__ = struck  # type: ignore[method-assign]
+
+
+def stop_at(folder: Path, step: int) -> None:
+    """The last process alone is told to stop; all do, after the same step."""
+    at_step(step, lambda: os.kill(os.getpid(), signal.SIGTERM) if RANK == PROCESSES - 1 else None)
+    try:
+        train(folder, "moved", "--amp=fp64")
+    except Stopped:
+        return
+    raise AssertionError("nobody stopped")
+
+
+def die_at(folder: Path, step: int) -> None:
+    """One process is killed in its first life; torchrun starts all again."""
+    if LIFE == 0 and RANK == 1:
+        at_step(step, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    train(folder, "died", "--amp=fp64", "--set=train.save_every_steps=5", "--resume=none")
+    if RANK == 0:
+        (folder / "lives.json").write_text(json.dumps(LIFE + 1))
+
+
+def evaluate(folder: Path) -> None:
+    """500 images, whatever the number of processes divides."""
+    config = deit.read_config(deit.make_parser().parse_args([f"--config={folder / 'deit.yaml'}"]))
+    found = evaluation.evaluate_checkpoint(config, str(folder / "random.pth"))
+    if RANK == 0:
+        (folder / f"accuracy_{PROCESSES}.json").write_text(json.dumps(found.row()))
+
+
+def act(folder: Path, action: str) -> None:
+    name, _, step = action.partition("@")
+    match name:
+        case "stop":
+            stop_at(folder, int(step))
+        case "die":
+            die_at(folder, int(step))
+        case "go-on":
+            train(folder, "moved", "--amp=fp64")
+        case "evaluate":
+            evaluate(folder)
+        case "step":
+            train(folder, f"step_{PROCESSES}", "--amp=fp64", "--epochs=1", "--batch-size=80")
+        case "deit-fp64" | "deit-off":
+            train(folder, f"{name}_{PROCESSES}", f"--amp={name.removeprefix('deit-')}")
+        case "deit-local":
+            train(
+                folder, f"{name}_{PROCESSES}", "--amp=fp64", "--set=train.global_statistics=false"
+            )
+        case _:
+            train_resnet(folder, name)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    SIZES["tiny"] = (24, 3)
+    with dist.processes(torch.device("cpu")):
+        for asked in sys.argv[2:]:
+            act(Path(sys.argv[1]), asked)
