@@ -9,11 +9,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from srd.cli import Parser, parse_strictly
 from srd.errors import UserError, exit_code
-
-FORMATS = ("safetensors", "onnx", "torch", "timm")
+from srd.formats import FORMATS
 
 
 def make_parser() -> Parser:
@@ -50,26 +50,26 @@ def run(arguments: Sequence[str]) -> None:
     if Path(flags.model).suffix == ".onnx":
         raise UserError(f"{flags.model} is an export already: give what it was made from")
     classifier = open_classifier(flags.model, (deit, resnet))
-    name = flags.name or default_name(Path(flags.model), classifier.description.architecture)
-    folder = Path(flags.output).expanduser() if flags.output else Path("exports") / name
+    if flags.name:
+        classifier = classifier._replace(name=flags.name)
+    folder = Path(flags.output or Path("exports") / classifier.name).expanduser()
     check_place(folder, flags.overwrite)
-    about = classifier.description.about
-    print(f"{about.get('Model', name)}, {classifier.description.num_classes} classes: "
-          f"{about.get('Accuracy', 'not measured')}")  # fmt: skip
-    export(classifier, folder, name, flags.format, flags.licence, flags.overwrite, print)
+    tell_what(classifier)
+    export(classifier, folder, flags.format, flags.licence, flags.overwrite, print)
     for file in sorted(folder.iterdir()):
-        print(f"{folder / file.name}  {file.stat().st_size / 1e6:.1f} MB")
+        print(f"{file}  {file.stat().st_size / 1e6:.3f} MB")
     if flags.push_to_hub:
         print(push(folder, flags.push_to_hub))
 
 
-def default_name(path: Path, architecture: str) -> str:
-    """The run's name, else the architecture's."""
-    from srd.run import RunFolder
-
-    places = [place for place in (path, path.parent, path.parent.parent) if place.is_dir()]
-    run = next((place for place in places if RunFolder(place, "").config.is_file()), None)
-    return run.resolve().name if run else architecture
+def tell_what(classifier: Any) -> None:
+    """What is about to be exported, and what was taken for granted."""
+    description = classifier.description
+    model, accuracy = description.about.get("Model"), description.about.get("Accuracy")
+    print(f"{model or description.architecture}, {description.num_classes} classes: {accuracy}")
+    if not description.settings:
+        print(f"no run's configuration beside these weights; images as released: "
+              f"{description.preprocessing}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ a list of files, one a line. Pictures that cannot be read are named, and the exi
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,8 +58,8 @@ def open_model(path: Path, device: Any) -> Any:
     """The classifier, on `device`."""
     from deit.export import describe as deit
     from resnet.export import describe as resnet
-    from srd.classifier import WEIGHTS, open_classifier
-    from srd.export import ONNX
+    from srd.classifier import open_classifier
+    from srd.formats import ONNX, WEIGHTS
     from srd.graphs import open_onnx
 
     inside = path / ONNX
@@ -71,5 +72,14 @@ def open_model(path: Path, device: Any) -> Any:
     return classifier
 
 
+def main() -> int:
+    """The exit code; a reader that has seen enough (`| head`) is no failure."""
+    try:
+        return exit_code(lambda: run(sys.argv[1:]))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: run(sys.argv[1:])))
+    sys.exit(main())

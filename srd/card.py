@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from srd.classifier import CONFIG, Description
+from srd.classifier import Classifier, Description
 from srd.config import dump_yaml
+from srd.formats import CONFIG, ONNX, TORCH
 from srd.labels import is_imagenet
 
 CODE_LICENCE = "MIT"
@@ -23,8 +24,7 @@ CITATION = """\
 
 
 def model_card(
-    description: Description,
-    name: str,
+    classifier: Classifier,
     licence: str,
     files: Collection[str],
     checks: Iterable[str],
@@ -33,15 +33,15 @@ def model_card(
     """README.md as Markdown.
 
     Args:
-        name: the card's title.
         licence: of the weights, one of the Hub's identifiers; `unknown` where nobody said.
         files: the other files of the folder.
         checks: what was compared, a line each.
         code: the Python file among them, if any.
     """
+    description = classifier.description
     sections = [
         _front_matter(description, licence),
-        f"# {name}\n",
+        f"# {classifier.name}\n",
         "".join(f"- **{key}:** {value}\n" for key, value in _facts(description, licence).items()),
         "Accuracy is what the run that trained these weights measured itself.\n",
         _usage(files, code),
@@ -89,13 +89,13 @@ def _usage(files: Collection[str], code: Path | None) -> str:
     parts = ["## Use\n"]
     if CONFIG in files:
         parts.append(_with_timm(code))
-    if "model.onnx" in files:
+    if ONNX in files:
         parts.append(
-            "`model.onnx` maps `images` (batch, 3, S, S) to `logits`; its metadata says how images "
+            f"`{ONNX}` maps `images` (batch, 3, S, S) to `logits`; its metadata says how images "
             "are prepared and what the classes are called.\n"
         )
-    if "model.pt2" in files:
-        parts.append('`torch.export.load("model.pt2").module()` is the same, without timm.\n')
+    if TORCH in files:
+        parts.append(f'`torch.export.load("{TORCH}").module()` is the network, without timm.\n')
     return "\n".join(parts) if len(parts) > 1 else ""
 
 
@@ -105,7 +105,7 @@ def _with_timm(code: Path | None) -> str:
         "from PIL import Image",
         *([f"import {code.stem}  # {code.name} of this folder, on Python's path"] if code else []),
         "",
-        'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()',
+        'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # timm 1.0.16',
         "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
         'logits = model(transform(Image.open("IMAGE").convert("RGB"))[None])',
     ]

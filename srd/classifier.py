@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from srd.checkpoint import explain_mismatch, load_weights
 from srd.errors import UserError, nearest
+from srd.formats import CONFIG, WEIGHTS
 from srd.labels import class_names, readable
 from srd.preprocess import Preprocessing
 from srd.source import Source, read_source
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"  # of an exported folder, as on timm's Hub
 OWN_SECTION = "srd"  # of config.json: what timm does not ask for
 
 
@@ -117,10 +117,11 @@ class Description:
 
 
 class Classifier(NamedTuple):
-    """A network in evaluation mode, images (B, 3, H, W) to logits (B, C), and its description."""
+    """A network in evaluation mode, images (B, 3, H, W) to logits (B, C), and what it is."""
 
     model: nn.Module
     description: Description
+    name: str  # of its run, folder or file
 
 
 # What a half of the project says of weights: their description and their plain names, or None
@@ -136,12 +137,16 @@ def open_classifier(path: str | Path, halves: Iterable[Half]) -> Classifier:
     """
     path = Path(path).expanduser()
     if (folder := exported_folder(path)) is not None:
-        description = read_description(folder)
-        return build(description, load_weights(folder / WEIGHTS), folder / WEIGHTS)
-    source = read_source(path)
+        weights = folder / WEIGHTS
+        return build(
+            read_description(folder), load_weights(weights), weights, folder.resolve().name
+        )
+    source = read_source(path / WEIGHTS if (path / WEIGHTS).is_file() else path)
+    if (described := exported_with(source.metadata)) is not None:
+        return build(described, source.weights, source.path, source.path.stem)
     for half in halves:
         if (found := half(source)) is not None:
-            return build(*found, source.path)
+            return build(*found, source.path, source.run_name or found[0].architecture)
     some = ", ".join(list(source.weights)[:3])
     raise UserError(
         f"{source.path} holds no student of this project: neither DeiT with a convolutional stem "
@@ -165,7 +170,17 @@ def read_description(folder: Path) -> Description:
         raise UserError(f"{file} does not describe a classifier for timm ({reason})") from None
 
 
-def build(description: Description, weights: Mapping[str, Tensor], path: Path) -> Classifier:
+def exported_with(metadata: Mapping[str, str]) -> Description | None:
+    """The description in the metadata of a file that was exported here; None for others."""
+    try:
+        return Description.from_config(json.loads(metadata[OWN_SECTION]))
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def build(
+    description: Description, weights: Mapping[str, Tensor], path: Path, label: str
+) -> Classifier:
     """The described network with these weights, in float32, in evaluation mode.
 
     Raises:
@@ -178,7 +193,7 @@ def build(description: Description, weights: Mapping[str, Tensor], path: Path) -
     expected = model.state_dict()
     explain_mismatch(expected, weights, path, f"{name} with {classes} classes")
     model.load_state_dict({key: weights[key].to(value.dtype) for key, value in expected.items()})
-    return Classifier(model.eval(), description)
+    return Classifier(model.eval(), description, label)
 
 
 @torch.inference_mode()

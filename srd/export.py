@@ -19,18 +19,15 @@ import timm
 
 from srd.card import model_card
 from srd.checkpoint import save_weights, write_text, write_whole
-from srd.classifier import CONFIG, WEIGHTS, Classifier
+from srd.classifier import OWN_SECTION, Classifier
 from srd.errors import RunFailed, UserError
+from srd.formats import CARD, CONFIG, FORMATS, ONNX, TORCH, WEIGHTS
 from srd.graphs import need_onnx, trace, write_onnx, write_torch
-
-FORMATS = ("safetensors", "onnx", "torch", "timm")
-CARD, ONNX, TORCH = "README.md", "model.onnx", "model.pt2"
 
 
 def export(
     classifier: Classifier,
     folder: Path,
-    name: str,
     formats: Collection[str] = FORMATS,
     licence: str = "unknown",
     overwrite: bool = False,
@@ -39,7 +36,6 @@ def export(
     """Write `folder`; every graph in it is compared with the network before it appears.
 
     Args:
-        name: the title of the model card.
         formats: of FORMATS; `timm` brings the weights along.
         licence: of the weights, for the model card.
         overwrite: take the place of an earlier export; never of anything else.
@@ -56,9 +52,10 @@ def export(
         checks = write_graphs(classifier, parts, formats, tell)
         code = write_for_timm(classifier, parts) if "timm" in formats else None
         if {"safetensors", "timm"} & set(formats):
-            save_weights(parts / WEIGHTS, classifier.model.state_dict(), {"format": "pt"})
+            about = {"format": "pt", OWN_SECTION: json.dumps(classifier.description.to_config())}
+            save_weights(parts / WEIGHTS, classifier.model.state_dict(), about)
         files = [path.name for path in parts.iterdir()]
-        card = model_card(classifier.description, name, licence, files, checks, code)
+        card = model_card(classifier, licence, files, checks, code)
         write_text(parts / CARD, card)
 
 

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from srd.classifier import Classifier, Description
+from srd.classifier import OWN_SECTION, Classifier, Description, exported_with
 from srd.errors import RunFailed, UserError
+from srd.formats import CONFIG
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4  # between a graph's logits and the network's, relative to the largest above 1
@@ -49,7 +50,7 @@ def trace(classifier: Classifier) -> torch.export.ExportedProgram:
 def write_torch(program: torch.export.ExportedProgram, classifier: Classifier, path: Path) -> float:
     """Write a `.pt2` file with `config.json` in it, and compare it; see `compare`."""
     config = json.dumps(classifier.description.to_config())
-    torch.export.save(program, path, extra_files={"config.json": config})
+    torch.export.save(program, path, extra_files={CONFIG: config})
     return compare(classifier, torch.export.load(path).module(), path.name)
 
 
@@ -148,7 +149,7 @@ def to_metadata(description: Description) -> dict[str, str]:
         "crop": images.crop,
         "interpolation": images.interpolation,
         "labels": description.labels,
-        "config": description.to_config(),
+        OWN_SECTION: description.to_config(),
     }
     return {name: json.dumps(value) for name, value in values.items()}
 
@@ -160,11 +161,9 @@ def open_onnx(path: Path, device: str = "cpu") -> Classifier:
         UserError: as `OnnxNetwork`, or the file does not say how to feed it.
     """
     network = OnnxNetwork(path, device)
-    try:
-        description = Description.from_config(json.loads(network.metadata["config"]))
-    except (KeyError, ValueError, TypeError, AttributeError):
+    if (description := exported_with(network.metadata)) is None:
         raise UserError(
             f"{path} does not say how its images are to be prepared: only ONNX files written by "
             "scripts/export.py do"
-        ) from None
-    return Classifier(network, description)
+        )
+    return Classifier(network, description, path.stem)

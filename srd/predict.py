@@ -137,7 +137,7 @@ def predict(
         device: where `classifier.model` is.
         top: classes for each picture, at most as many as there are.
     """
-    model, description = classifier
+    model, description = classifier.model, classifier.description
     views = SeededViews(
         Pictures(pictures), description.preprocessing.transform(), seed=0, substitute=False
     )

@@ -21,8 +21,9 @@ class Source(NamedTuple):
     """Weights by name, and what is known of their making; empty for a file without a run."""
 
     path: Path  # of the weights
-    name: str  # what to call it: the run's, else the file's
+    run_name: str | None  # of the run whose folder it is in
     weights: dict[str, Tensor]
+    metadata: Mapping[str, str]  # of a safetensors file
     settings: Mapping[str, Any] | None  # the run's configuration, where a checkpoint holds it
     config_file: Path | None  # the run's config.yaml
     facts: Mapping[str, Any]  # the run's identity and, when it has finished, its result
@@ -55,7 +56,7 @@ def read_source(path: str | Path) -> Source:
                 "checkpoint file"
             )
         path = student
-    content = load_file(path)
+    content, metadata = load_file(path), _metadata(path)
     run = _run_of(path)
     result = (run.read_result() or {}) if run else {}
     made_here = isinstance(content.get("config"), dict) and "position" in content
@@ -65,12 +66,13 @@ def read_source(path: str | Path) -> Source:
         identity = load_file(run.best).get("config", {}).get("identity", {})
     return Source(
         path=path,
-        name=run.path.resolve().name if run else path.stem,
+        run_name=run.path.resolve().name if run else None,
         weights=weights_in(content, path),
+        metadata=metadata,
         settings=settings,
         config_file=run.config if run else None,
         facts={**identity, **result},
-        accuracy=_accuracy(_epoch(content, path), result),
+        accuracy=_accuracy(_epoch(content, metadata), result),
     )
 
 
@@ -83,12 +85,19 @@ def _run_of(path: Path) -> RunFolder | None:
     return None
 
 
-def _epoch(content: Mapping[str, Any], path: Path) -> int | None:
+def _metadata(path: Path) -> dict[str, str]:
+    """The texts in a safetensors file; {} for others."""
+    if path.suffix != ".safetensors":
+        return {}
+    with safetensors.safe_open(path, "pt") as file:
+        return file.metadata() or {}
+
+
+def _epoch(content: Mapping[str, Any], metadata: Mapping[str, str]) -> int | None:
     """The epoch after which a run of ours wrote these weights."""
-    if path.suffix == ".safetensors":
-        with safetensors.safe_open(path, "pt") as file:
-            epoch = (file.metadata() or {}).get("epoch", "")
-        return int(epoch) if epoch.isdecimal() else None
+    epoch = metadata.get("epoch", "")
+    if epoch.isdecimal():
+        return int(epoch)
     position = content.get("position")
     return position.get("epoch") if isinstance(position, dict) else None
 
