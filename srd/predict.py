@@ -11,6 +11,7 @@ from typing import BinaryIO, NamedTuple
 
 import torch
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from srd.classifier import Classifier, probabilities
@@ -137,28 +138,30 @@ def predict(
         device: where `classifier.model` is.
         top: classes for each picture, at most as many as there are.
     """
-    model, description = classifier.model, classifier.description
+    description = classifier.description
     views = SeededViews(
         Pictures(pictures), description.preprocessing.transform(), seed=0, substitute=False
     )
     batches = EvalBatches(len(pictures), batch_size)
     workers = 0 if len(pictures) <= batch_size else os.cpu_count() or 1
-    labels, top = description.labels, min(top, description.num_classes)
     for indices, batch in zip(batches, make_loader(views, batches, workers, False), strict=True):
-        ranked: dict[int, tuple[Guess, ...]] = {}
+        guesses: list[tuple[Guess, ...]] = []
         if len(batch.images):
-            best = probabilities(model, batch.images.to(device)).topk(top)
-            for index, *row in zip(
-                batch.targets.tolist(), *map(torch.Tensor.tolist, best), strict=True
-            ):
-                values, numbers = row
-                ranked[index] = tuple(
-                    Guess(number, labels[number], value)
-                    for value, number in zip(values, numbers, strict=True)
-                )
+            found = probabilities(classifier.model, batch.images.to(device))
+            guesses = rank(found, description.labels, top)
+        ranked = dict(zip(batch.targets.tolist(), guesses, strict=True))
         broken = iter(batch.broken)
         for _, index in indices:
             if index in ranked:
                 yield Prediction(pictures[index].name, ranked[index])
             else:
                 yield Prediction(pictures[index].name, broken=next(broken))
+
+
+def rank(found: Tensor, labels: Sequence[str], top: int) -> list[tuple[Guess, ...]]:
+    """The likeliest classes of each picture, from probabilities (B, C)."""
+    values, numbers = found.topk(min(top, len(labels)))
+    return [
+        tuple(Guess(n, labels[n], p) for n, p in zip(row, ps, strict=True))
+        for row, ps in zip(numbers.tolist(), values.tolist(), strict=True)
+    ]
