@@ -6,6 +6,7 @@ compared with the network that they came from before anyone gets them.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import warnings
@@ -24,6 +25,7 @@ ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4  # between a graph's logits and the network's, relative to the largest above 1
 TRACED_BATCH, TRIED_BATCHES = 2, (1, 3)
 IMAGES, LOGITS, BATCH = "images", "logits", "batch"
+LARGEST_BATCH = 2**31 - 1  # torch 2.6 wants a bound
 
 
 def need_onnx(packages: tuple[str, ...] = ONNX_PACKAGES) -> None:
@@ -39,9 +41,11 @@ def trace(classifier: Classifier) -> torch.export.ExportedProgram:
         RunFailed: it has parts that cannot be traced (a student's can).
     """
     example = _images(classifier.description, TRACED_BATCH)
-    shapes = ({0: torch.export.Dim(BATCH)},)
+    shapes = ({0: torch.export.Dim(BATCH, max=LARGEST_BATCH)},)
     try:
-        return torch.export.export(classifier.model, (example,), dynamic_shapes=shapes)
+        return torch.export.export(
+            classifier.model, (example,), dynamic_shapes=shapes, strict=False
+        )
     except Exception as error:  # the tracer's exceptions have no common class
         name, reason = classifier.description.architecture, " ".join(str(error).split())[:160]
         raise RunFailed(f"torch.export cannot trace {name} ({reason})") from error
@@ -56,20 +60,37 @@ def write_torch(program: torch.export.ExportedProgram, classifier: Classifier, p
 
 def write_onnx(program: torch.export.ExportedProgram, classifier: Classifier, path: Path) -> float:
     """Write an ONNX file with the description in its metadata, and compare it; see `compare`."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations
-        exported: Any = torch.onnx.export(
-            program,
-            (),
-            dynamo=True,
-            input_names=[IMAGES],
-            output_names=[LOGITS],
-            dynamic_shapes=({0: BATCH},),
-            verbose=False,
-        )
-    exported.model.metadata_props.update(to_metadata(classifier.description))
-    path.write_bytes(exported.model_proto.SerializeToString())
+    import onnx
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporters' own deprecations
+            model = _to_onnx(program, classifier)
+    except Exception as error:  # the exporters' exceptions have no common class
+        reason = " ".join(str(error).split())[:160]
+        raise RunFailed(f"torch {torch.__version__} cannot write {path.name} ({reason})") from error
+    onnx.helper.set_model_props(model, to_metadata(classifier.description))
+    path.write_bytes(model.SerializeToString())
     return compare(classifier, OnnxNetwork(path), path.name)
+
+
+def _to_onnx(program: torch.export.ExportedProgram, classifier: Classifier) -> Any:
+    """The graph as an `onnx.ModelProto`, by torch's default exporter of either time."""
+    names: dict[str, Any] = {"input_names": [IMAGES], "output_names": [LOGITS]}
+    if torch.__version__ >= "2.9":  # a TorchVersion: 2.15 is newer
+        shapes = ({0: BATCH},)
+        exported: Any = torch.onnx.export(
+            program, (), dynamo=True, dynamic_shapes=shapes, verbose=False, **names
+        )
+        return exported.model_proto
+    import onnx
+
+    # The new exporter of these versions does not work with today's onnxscript.
+    file: Any = io.BytesIO()
+    axes = {IMAGES: {0: BATCH}, LOGITS: {0: BATCH}}
+    example = _images(classifier.description, TRACED_BATCH)
+    torch.onnx.export(classifier.model, (example,), file, dynamo=False, dynamic_axes=axes, **names)
+    return onnx.load_model_from_string(file.getvalue())
 
 
 def compare(classifier: Classifier, other: nn.Module, name: str) -> float:
