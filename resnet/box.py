@@ -280,7 +280,7 @@ def train_input(box: Any, recipe: Recipe, seed: int, pin_memory: bool) -> TrainI
     collate = get_collate_func(section.get("collate_fn")) or default_collate
     items = SeededItems(theirs.dataset, seed)
     loader = make_loader(items, batches, theirs.num_workers, pin_memory, collate)
-    names = getattr(theirs.dataset, "classes", None)
+    names = getattr(recipe.config["datasets"][section["dataset_id"]], "classes", None)
     known = isinstance(names, list) and all(isinstance(name, str) for name in names)
     return TrainInput(loader, batches, size, names if known else None)
 
