@@ -65,11 +65,11 @@ def run(arguments: Sequence[str]) -> None:
 def tell_what(classifier: Any) -> None:
     """What is about to be exported, and what was taken for granted."""
     description = classifier.description
+    images = description.preprocessing
     model, accuracy = description.about.get("Model"), description.about.get("Accuracy")
     print(f"{model or description.architecture}, {description.num_classes} classes: {accuracy}")
     if not description.settings:
-        print(f"no run's configuration beside these weights; images as released: "
-              f"{description.preprocessing}")  # fmt: skip
+        print(f"no run's configuration beside these weights, so images as released: {images}")
 
 
 if __name__ == "__main__":

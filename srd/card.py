@@ -66,23 +66,14 @@ def _front_matter(description: Description, licence: str) -> str:
 
 
 def _facts(description: Description, licence: str) -> dict[str, str]:
-    images = description.preprocessing
     stated = licence if licence != "unknown" else "of the weights: not stated"
     return {
         "Model": description.architecture,
         **description.about,
         "Classes": str(description.num_classes),
-        "Images": (
-            f"{images.image_size}x{images.image_size} pixels, shorter side resized to "
-            f"{int(images.image_size / images.crop)} ({images.interpolation}), centre crop; mean "
-            f"{_short(images.mean)}, standard deviation {_short(images.std)}"
-        ),
+        "Images": str(description.preprocessing),
         "Licence": stated,
     }
-
-
-def _short(values: Iterable[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values)
 
 
 def _usage(files: Collection[str], code: Path | None) -> str:

@@ -21,6 +21,16 @@ class Preprocessing:
     crop: float = 0.875
     interpolation: str = "bilinear"
 
+    def __str__(self) -> str:
+        mean, std = (
+            ", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std)
+        )
+        return (
+            f"{self.image_size}x{self.image_size} pixels, the shorter side resized to "
+            f"{int(self.image_size / self.crop)} ({self.interpolation}), centre crop; mean {mean}, "
+            f"standard deviation {std}"
+        )
+
     def transform(self) -> Any:
         """PIL image (RGB) to a normalised (3, image_size, image_size) tensor: timm's."""
         return create_transform(
