@@ -18,6 +18,7 @@ from srd.device import Precision
 from srd.errors import UserError
 from srd.evaluate import Accuracy, evaluate
 from srd.log import RunLog
+from srd.preprocess import Preprocessing
 from srd.views import (
     MIX,
     Batch,
@@ -34,6 +35,7 @@ class Inputs(NamedTuple):
     """Everything that a run reads; the training half is None when only evaluating."""
 
     num_classes: int
+    class_names: list[str]
     val: DataLoader[Batch]
     val_images: int
     train: DataLoader[Batch] | None
@@ -80,15 +82,17 @@ def _check_pillow() -> None:
         ) from None
 
 
+def preprocessing(config: Config) -> Preprocessing:
+    """What an image goes through in an evaluation."""
+    data = config.data
+    return Preprocessing(
+        config.model.image_size, data.mean, data.std, data.eval_crop, data.eval_interpolation
+    )
+
+
 def eval_transform(config: Config) -> Any:
     """Resize to image_size / eval_crop, centre crop, normalise: PIL image to (3, H, W)."""
-    return create_transform(
-        config.model.image_size,
-        interpolation=config.data.eval_interpolation,
-        crop_pct=config.data.eval_crop,
-        mean=config.data.mean,
-        std=config.data.std,
-    )
+    return preprocessing(config).transform()
 
 
 def open_inputs(config: Config, training: bool, pin_memory: bool) -> Inputs:
@@ -112,6 +116,7 @@ def open_inputs(config: Config, training: bool, pin_memory: bool) -> Inputs:
     val_batches = EvalBatches(len(val_source), data.eval_batch_size, *here)
     return Inputs(
         num_classes=len(val_source.classes),
+        class_names=val_source.classes,
         val=make_loader(val_views, val_batches, data.workers, pin_memory),
         val_images=len(val_source),
         train=loader,

@@ -56,6 +56,7 @@ def _train(config: Config, trained: Trained, device: torch.device) -> None:
         "num_classes": inputs.num_classes,
         "train_images": inputs.train_images,
         "teacher_sha256": teacher.sha256 if teacher else None,
+        "class_names": inputs.class_names,
     }
     assert config.name is not None
     folder = RunFolder(config.output, config.name)

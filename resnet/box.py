@@ -272,6 +272,7 @@ class TrainInput(NamedTuple):
     loader: DataLoader[Any]
     batches: TrainBatches
     images: int
+    class_names: list[str] | None  # where the data set knows them, as torchvision's do
 
 
 def train_input(box: Any, recipe: Recipe, seed: int, pin_memory: bool) -> TrainInput:
@@ -287,7 +288,9 @@ def train_input(box: Any, recipe: Recipe, seed: int, pin_memory: bool) -> TrainI
     collate = get_collate_func(section.get("collate_fn")) or default_collate
     items = SeededItems(theirs.dataset, seed)
     loader = make_loader(items, batches, theirs.num_workers, pin_memory, collate)
-    return TrainInput(loader, batches, size)
+    names = getattr(recipe.config["datasets"][section["dataset_id"]], "classes", None)
+    known = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return TrainInput(loader, batches, size, names if known else None)
 
 
 def split_items(items: Any) -> tuple[Tensor, Tensor, Any]:

@@ -106,11 +106,7 @@ def read_recipe(path: str | Path, data_path: str | None = None, trusted: bool = 
             a configuration may not use (with its line), or objects that cannot be built.
     """
     path = Path(path).expanduser()
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise UserError(f"cannot read the configuration {path}: {reason}") from None
+    text = _read(path)
     root = _compose(text, path)
     sections = {key.value: value for key, value in root.value if isinstance(key, yaml.ScalarNode)}
     for key, _ in root.value:
@@ -135,6 +131,19 @@ def read_recipe(path: str | Path, data_path: str | None = None, trusted: bool = 
         sections["root_dir"].value = override
     run = build(Run, [Layer(f"{path}, run", settings.get("run") or {})])
     return Recipe(_construct(root, path), run, text, settings)
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """A configuration in its plain form (`Recipe.settings`); nothing in it is built or run."""
+    return _plain(_compose(_read(Path(path)), Path(path)))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise UserError(f"cannot read the configuration {path}: {reason}") from None
 
 
 def _compose(text: str, path: Path) -> yaml.MappingNode:

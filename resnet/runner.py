@@ -184,6 +184,7 @@ def _train(
         "train_images": inputs.images,
         "seed": options.seed,
         "lr_factor": box.lr_factor,
+        "class_names": inputs.class_names,
     }
     folder = RunFolder(options.output, options.name or Path(options.config).stem)
     opened = open_run(

@@ -53,6 +53,13 @@ REFUSED = (
     "torchdistill.models.util",
     "srd.run",
     "srd.checkpoint",
+    "srd.classifier",
+    "srd.export",
+    "srd.graphs",
+    "srd.hub",
+    "srd.predict",
+    "srd.source",
+    "resnet.export",
     "resnet.main",
     "resnet.runner",
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import BinaryIO, Literal, Protocol
 
 import numpy as np
 from PIL import Image
@@ -78,8 +78,7 @@ class FolderImages:
 
     def load(self, index: int) -> tuple[Image.Image, int]:
         path, target = self._samples[index]
-        with Image.open(path) as image:
-            return image.convert("RGB"), target
+        return read_image(path), target
 
     def name(self, index: int) -> str:
         return self._samples[index][0]
@@ -119,6 +118,12 @@ class DigitImages:
 
     def name(self, index: int) -> str:
         return f"digit {self._indices[index]}"
+
+
+def read_image(file: str | Path | BinaryIO) -> Image.Image:
+    """A picture in RGB; raises what Pillow raises (`srd.views.BROKEN_IMAGE`)."""
+    with Image.open(file) as image:
+        return image.convert("RGB")
 
 
 def first_per_class(targets: np.ndarray, per_class: int | None) -> np.ndarray:

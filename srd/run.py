@@ -132,7 +132,8 @@ def load_resume(
     state = load_file(path)
     if not isinstance(state.get("config"), dict) or "position" not in state:
         raise UserError(f"{path} is not a checkpoint of a run here: it cannot be resumed")
-    changed = differences(state["config"], recipe, not_recipe)
+    # The names of the classes are for those who use the student; older checkpoints lack them.
+    changed = differences(state["config"], recipe, (*not_recipe, "identity.class_names"))
     if changed:
         raise UserError(
             f"{path} belongs to another recipe ({'; '.join(changed[:5])}): use another --name, "

@@ -112,7 +112,8 @@ class SeededViews(Dataset[View]):
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    reason = getattr(error, "strerror", None) or str(error)
+    return " ".join(reason.split()) or type(error).__name__
 
 
 def collate(views: Sequence[View]) -> Batch:

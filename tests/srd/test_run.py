@@ -312,3 +312,10 @@ def test_provenance_names_versions_and_command() -> None:
     found = provenance()
     assert set(found) == {"command", "versions", "git_commit"}
     assert {"python", "torch", "timm", "numpy"} <= set(found["versions"])
+
+
+def test_a_checkpoint_from_before_class_names_were_recorded_goes_on(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, "run")
+    folder.save(folder.last, state_of({**RECIPE, "identity": {"classes": 10}}))
+    identity = {"identity": {"classes": 10, "class_names": ["cat"]}}
+    assert open_run(folder, "auto", RECIPE, identity, NOT_RECIPE) is not None
