@@ -1,4 +1,4 @@
-"""A run that is killed at random instants ends in the same bits: scripts/chaos.py, in short and in full."""
+"""A run that is killed at random instants ends in the same bits: scripts/chaos.py, short and long."""
 
 from __future__ import annotations
 
