@@ -109,6 +109,25 @@ def test_running_statistics_move_once_for_each_micro_batch(teacher: FrozenTeache
     assert task.distillation_loss.bn_s.num_batches_tracked == 1
 
 
+def test_what_the_batch_norms_of_the_stem_change_is_bounded(teacher: FrozenTeacher) -> None:
+    """They see micro-batches: half a batch of statistics moves losses and gradients this much."""
+    task, (images, targets) = make_task().train(), batch()
+    whole = copy.deepcopy(task)
+    expected = whole(images, targets, teacher(images))
+    expected["loss"].backward()
+    micro = MicroBatches(task, teacher, BATCH // 2, EXACT)
+    losses = micro.losses(images, targets, seed=3)
+    micro.backward(losses["loss"])
+    for name, value in losses.items():
+        assert value.item() == pytest.approx(expected[name].item(), rel=0.01), name
+    ours, theirs = (
+        torch.cat([grad.flatten() for grad in gradients(module).values()])
+        for module in (task, whole)
+    )
+    assert torch.cosine_similarity(ours, theirs, dim=0) > 0.9
+    assert not torch.allclose(ours, theirs, rtol=1e-3)  # it is not nothing, and the test can fail
+
+
 def test_a_classifier_in_micro_batches() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, CLASSES)).double()
