@@ -61,9 +61,9 @@ def agent(arguments: Sequence[str]) -> None:
     except RendezvousError as error:
         if (LAUNCH / "began").exists():
             raise RunFailed(
-                f"lost the other machines, and they did not come back to {host}:{port} within "
-                f"{seconds} s ({type(error).__name__}): the same command on all of them goes on "
-                "from the last save"
+                f"lost other machines, and did not meet them again at {host}:{port} "
+                f"({type(error).__name__}, {seconds} s at most): the same command on all of them "
+                "goes on from the last save"
             ) from None
         raise UserError(
             f"the machines were to meet at {host}:{port} and did not within {seconds} s "

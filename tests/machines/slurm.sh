@@ -80,8 +80,8 @@ wait_for() {
   done
   echo "job $1 did not come to $3 in $2 s:" && scontrol show job "$1" && cat "$folder"/*.out && exit 1
 }
-wait_for_step() { # the run's metrics name it
-  until grep -q "\"step\": $1," "$folder/run/metrics.jsonl" 2>/dev/null; do
+wait_for_step() { # of a run: its metrics name it
+  until grep -q "\"step\": $2," "$folder/$1/metrics.jsonl" 2>/dev/null; do
     sleep 1 && [ $SECONDS -lt 600 ] || { cat "$folder"/*.out; exit 1; }
   done
 }
@@ -96,10 +96,9 @@ echo "== two machines; SIGUSR1 before the time limit, then preempted"
 submit() { sbatch --parsable --nodes 2 --output "$folder/%j.out" "$@"; }
 job=$(submit --time 1 --signal B:USR1@10 scripts/slurm/deit.sbatch "${options[@]}" --name run)
 wait_for "$job" 120 Restarts=1
-echo "   requeued by itself after step $(tail -n 1 "$folder/run/metrics.jsonl" | grep -o '"step": [0-9]*')"
+made=$(tail -n 1 "$folder/run/metrics.jsonl" | grep -o '"step": [0-9]*' | cut -d ' ' -f 2)
 scontrol update "JobId=$job" TimeLimit=30 StartTime=now
-wait_for "$job" 60 JobState=RUNNING
-sleep 20
+wait_for_step run $((made + 5))
 urgent=$(submit --time 5 --partition urgent --wrap 'sleep 2')
 wait_for "$job" 120 Restarts=2
 wait_for "$urgent" 120 JobState=COMPLETED
@@ -107,6 +106,14 @@ scontrol update "JobId=$job" StartTime=now
 wait_for "$job" 400 JobState=COMPLETED
 cat "$folder/$job.out"
 python tests/machines/same_run.py "$folder/undisturbed" "$folder/run"
+
+echo "== scancel saves and ends"
+cancelled=$(submit scripts/slurm/deit.sbatch "${options[@]}" --name cancelled)
+wait_for_step cancelled 1
+scancel "$cancelled"
+wait_for "$cancelled" 60 "JobState=CANCELLED"
+[ "$(state "$cancelled" Restarts)" = 0 ]
+grep -m 1 "stopped: saved" "$folder/$cancelled.out"
 
 echo "== wrong input stays ended"
 wrong=$(submit scripts/slurm/deit.sbatch --modle tiny)
