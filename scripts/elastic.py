@@ -30,7 +30,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the checkout, not scripts/
 
-from srd.errors import RunFailed, Stopped, UserError, exit_code
+from srd.errors import RunFailed, Stopped, UserError, exit_code  # noqa: E402
 
 LAUNCH = Path(os.environ["SRD_LAUNCH"])
 OTHERS_SECONDS = 5.0  # for the other processes here to come to the same end

@@ -2,8 +2,9 @@
 # when its time is up; the same command then goes on from the last save. How a job ends:
 #   done (0), wrong input (2), a failure (1)   stays ended, with that code
 #   the signal before the time limit           saves (138), and is requeued from here
-#   preemption                                 saves (143), and is requeued: from here if it was
-#                                              quicker than GraceTime, else by SLURM
+#   preemption                                 saves (143), and is requeued: from here, since SLURM
+#                                              (22.05) counts a job that ends by itself within
+#                                              GraceTime as failed; else by SLURM
 #   scancel                                    saves (143) within SLURM's KillWait, and stays ended
 #   a machine dies                             SLURM requeues it (--requeue)
 cd "$SLURM_SUBMIT_DIR"

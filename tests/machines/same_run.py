@@ -17,7 +17,7 @@ from srd.log import read_metrics
 
 def differences(one: Path, other: Path) -> list[str]:
     """What differs in weights, optimizer, best student and metrics; speeds and settings may."""
-    found = []
+    found: list[str] = []
     for name in ("last.pth", "best.pth"):
         mine, theirs = (_state(run / "checkpoints" / name) for run in (one, other))
         found += _compare(mine, theirs, name)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# SLURM on this machine: two nodes, the real sbatch file, a run that is requeued twice.
+# SLURM on this machine: two nodes, the real sbatch file, a run that is requeued twice. Minutes, since
+# SLURM counts time limits in minutes.
 #
 #   tests/machines/slurm.sh FOLDER     needs root, and Debian's slurmctld slurmd slurm-client munge
 #
@@ -82,12 +83,12 @@ wait_for() {
 }
 wait_for_step() { # of a run: its metrics name it
   until grep -q "\"step\": $2," "$folder/$1/metrics.jsonl" 2>/dev/null; do
-    sleep 1 && [ $SECONDS -lt 600 ] || { cat "$folder"/*.out; exit 1; }
+    sleep 1 && [ $SECONDS -lt 900 ] || { cat "$folder"/*.out; exit 1; }
   done
 }
 
 options=(--train_student --config configs/digits/deit.yaml --distillation none --batch-size 48
-  --epochs "${EPOCHS:-60}" --output "$folder" --set model.image_size=16)
+  --epochs "${EPOCHS:-150}" --output "$folder" --set model.image_size=16)
 
 echo "== undisturbed: two processes on one machine"
 NPROC=2 scripts/train_deit.sh "${options[@]}" --name undisturbed 2>"$folder/undisturbed.log"
@@ -103,7 +104,7 @@ urgent=$(submit --time 5 --partition urgent --wrap 'sleep 2')
 wait_for "$job" 120 Restarts=2
 wait_for "$urgent" 120 JobState=COMPLETED
 scontrol update "JobId=$job" StartTime=now
-wait_for "$job" 400 JobState=COMPLETED
+wait_for "$job" 500 JobState=COMPLETED
 cat "$folder/$job.out"
 python tests/machines/same_run.py "$folder/undisturbed" "$folder/run"
 

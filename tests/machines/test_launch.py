@@ -59,7 +59,12 @@ def train(output: Path, environment: dict[str, str], *more: str) -> subprocess.P
     """The real launcher of the DeiT half."""
     command = ["scripts/train_deit.sh", *RUN, f"--output={output}", *more]
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        command,
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
 
 
@@ -121,7 +126,9 @@ def test_a_failure_is_not_tried_again(launch: Any, tmp_path: Path) -> None:
 
 
 def test_a_crash_is_tried_again_and_then_told(launch: Any, tmp_path: Path) -> None:
-    crash = f"open('{tmp_path}/tried', 'a').write(rank)\nif rank == '0': os._exit(9)\ntime.sleep(600)"
+    crash = (
+        f"open('{tmp_path}/tried', 'a').write(rank)\nif rank == '0': os._exit(9)\ntime.sleep(600)"
+    )
     code, text, _ = launch(crash, MAX_RESTARTS="2")
     assert code == 1 and (tmp_path / "tried").read_text().count("0") == 3
     assert "failed: process 0 died (exit code 9)" in text and "Traceback" not in text
