@@ -4,4 +4,4 @@
 #   scripts/train_deit.sh --model tiny --train_student --data-path /data/imagenet
 #   NPROC=2 scripts/train_deit.sh ...            two processes (without a GPU the default is one)
 #   NNODES=4 RDZV_HOST=node0 scripts/train_deit.sh ...   the same line on each of four machines
-script=deit/main.py source "$(dirname "$0")/launch.sh"
+module=deit.main source "$(dirname "$0")/launch.sh"

@@ -4,4 +4,4 @@
 #   scripts/train_resnet.sh --config configs/res3418.yaml
 #   NPROC=2 scripts/train_resnet.sh ...          two processes (without a GPU the default is one)
 #   NNODES=4 RDZV_HOST=node0 scripts/train_resnet.sh ...   the same line on each of four machines
-script=resnet/image_classification.py source "$(dirname "$0")/launch.sh"
+module=resnet.main source "$(dirname "$0")/launch.sh"
