@@ -53,6 +53,9 @@ REFUSED = (
     "torchdistill.models.util",
     "srd.run",
     "srd.checkpoint",
+    "srd.download",
+    "srd.places",
+    "srd.weights",
     "resnet.main",
     "resnet.runner",
 )
