@@ -160,7 +160,10 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any) -> Kind:
     items = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if items > there or (items and last >= there):
-        raise Refused(f"claims a tensor of {items:,} items over data of {there:,}: refused")
+        raise Refused(
+            f"claims a tensor of {items:,} items, up to number {last + 1:,}, where there are "
+            f"{there:,}: refused"
+        )
     return Kind.TENSOR
 
 

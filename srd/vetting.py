@@ -12,7 +12,7 @@ import mmap
 import os
 import struct
 import zipfile
-from enum import Enum
+from enum import Enum, auto
 from pathlib import Path
 
 from srd.described import Refused
@@ -26,11 +26,12 @@ MOST_HEADER = 100_000_000  # bytes; safetensors' own limit
 
 
 class Format(Enum):
-    """What a checkpoint file can be."""
+    """What a file can be."""
 
-    ZIP = "torch file"
-    LEGACY = "old torch file"
-    SAFETENSORS = "safetensors file"
+    ZIP = auto()
+    LEGACY = auto()
+    SAFETENSORS = auto()
+    PICKLE = auto()  # not torch's: followed only to say what it asks for
 
 
 def vet(path: Path) -> Format:
@@ -42,25 +43,25 @@ def vet(path: Path) -> Format:
     """
     with open(path, "rb") as file:
         head = file.read(1024)
-    if head.startswith(b"\x80") and not head.startswith(LEGACY_START):
-        _follow(path, 1)
-        raise Refused("is a plain pickle, not a torch file: save it with torch.save")
     found = format_of(head)
     if found is Format.ZIP:
         _check_zip(path)
     elif found is Format.LEGACY:
         _follow(path, LEGACY_PICKLES)
+    elif found is Format.PICKLE:
+        _follow(path, 1)
+        raise Refused("is a plain pickle, not a torch file: save it with torch.save")
     return found
 
 
 def format_of(head: bytes) -> Format:
     """The format that a file's first kilobyte shows; Refused says what it is instead."""
-    if head.startswith(b"PK\x03\x04"):
-        return Format.ZIP
-    if head.startswith(LEGACY_START):
-        return Format.LEGACY
     if len(head) > 8 and head[8:9] == b"{" and 2 <= struct.unpack("<Q", head[:8])[0] <= MOST_HEADER:
         return Format.SAFETENSORS
+    starts = {b"PK\x03\x04": Format.ZIP, LEGACY_START: Format.LEGACY, b"\x80": Format.PICKLE}
+    for start, found in starts.items():
+        if head.startswith(start):
+            return found
     raise Refused(what_else(head))
 
 

@@ -164,15 +164,15 @@ _STAND_INS: list[Any] = [
 
 
 def _read(path: Path) -> Any:
-    found = vet(path)
-    if found is Format.SAFETENSORS:
+    if vet(path) is Format.SAFETENSORS:
         return dict(safetensors.torch.load_file(path))
-    with torch.serialization.safe_globals(_STAND_INS):
-        if found is Format.ZIP:
-            return _Copy().of(torch.load(path, map_location="cpu", weights_only=True))
-        # given a file by name, torch would try its tar format of 2017 first, which is not vetted
-        with open(path, "rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as memory:
-            return _Copy().of(torch.load(cast(Any, memory), map_location="cpu", weights_only=True))
+    # Mapped, since by name torch would look at the suffix, and try its tar format of 2017.
+    with (
+        open(path, "rb") as file,
+        mmap(file.fileno(), 0, access=ACCESS_READ) as memory,
+        torch.serialization.safe_globals(_STAND_INS),
+    ):
+        return _Copy().of(torch.load(cast(Any, memory), map_location="cpu", weights_only=True))
 
 
 class _Copy:
