@@ -67,7 +67,7 @@ def _from_hub(name: str) -> Path:
             continue
         except Exception as error:  # the client's and its HTTP library's have no common class
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-            raise UserError(f"{name}: the Hub refused ({reason})") from None
+            raise UserError(f"{name}: the Hub did not give it ({reason})") from None
     if offline:
         raise UserError(
             f"{name}: {ENDPOINT} cannot be reached and no copy is kept here; download the file "

@@ -97,22 +97,31 @@ def _check_zip(path: Path) -> None:
 
 
 def _directory_size(path: Path) -> int:
-    """Bytes of a zip's directory, from the records at its end, where torch and zipfile look.
+    """Bytes of a zip's directory, from the records at the file's end.
 
-    Torch ends its files with the 56 bytes of a zip64 record, 20 of its locator and 22 of the old
-    record, and no comment.
+    Torch ends its files with the 56 bytes of a zip64 record, 20 of its locator, 22 of the old
+    record, and no comment. All must agree, and the directory must lie right before them: else
+    torch's reader and Python's could find two different ones.
     """
     with open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 98))
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 98))
         tail = file.read()
     if len(tail) < 22 or tail[-22:-18] != b"PK\x05\x06" or tail[-2:] != b"\0\0":
         raise Refused("is damaged: cut short, its end is missing; fetch it again")
+    size, offset = struct.unpack("<LL", tail[-10:-2])
+    whole = size + offset == end - 22
     if tail[-42:-38] == b"PK\x06\x07":
-        if tail[:4] != b"PK\x06\x06":
-            raise Refused("is damaged: its end does not add up; fetch it again")
-        return int.from_bytes(tail[40:48], "little")
-    return int.from_bytes(tail[-10:-6], "little")
+        (record,) = struct.unpack("<Q", tail[-34:-26])
+        sizes = struct.unpack("<QQ", tail[40:56])
+        agree = all(
+            old in (new, 0xFFFFFFFF) for old, new in zip((size, offset), sizes, strict=True)
+        )
+        whole = tail[:4] == b"PK\x06\x06" and record == sum(sizes) == end - 98 and agree
+        size = sizes[0]
+    if not whole:
+        raise Refused("is damaged: the records at its end do not agree; fetch it again")
+    return size
 
 
 def _records(archive: zipfile.ZipFile, size: int) -> tuple[zipfile.ZipInfo, dict[str, int]]:
@@ -127,6 +136,8 @@ def _records(archive: zipfile.ZipFile, size: int) -> tuple[zipfile.ZipInfo, dict
     inside = {record.filename.removeprefix(folder): record for record in records}
     if any(name.startswith("code/") for name in inside) or "constants.pkl" in inside:
         raise Refused("is a TorchScript program, not weights: save its state_dict() instead")
+    if any(record.orig_filename != record.filename for record in records):
+        raise Refused("holds records with names that torch never writes: refused")
     if len(set(names)) < len(names):
         raise Refused("holds two records of the same name: refused")
     if any(

@@ -76,7 +76,12 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(data[start:])
 
     def end(self, length: int, headers: dict[str, str]) -> None:
-        for key, value in {"Content-Length": str(length), **headers, **self.server.headers}.items():
+        for key, value in {
+            "Content-Length": str(length),
+            "Connection": "close",
+            **headers,
+            **self.server.headers,
+        }.items():
             self.send_header(key, value)
         self.end_headers()
 

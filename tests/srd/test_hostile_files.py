@@ -267,10 +267,10 @@ def bombs(folder: Path) -> None:
     program = tensor(storage(10), numbers(10), numbers(1))
     honest = as_zip(checkpoint(program), {"0": bytes(40)})
     (folder / "compressed").write_bytes(
-        as_zip(checkpoint(program), {"0": bytes(200 << 20)}, zipfile.ZIP_DEFLATED)
+        as_zip(checkpoint(program), {"0": bytes(64 << 20)}, zipfile.ZIP_DEFLATED)
     )
     (folder / "compressed pickle").write_bytes(
-        as_zip(b"X" + (200 << 20).to_bytes(4, "little") + bytes(200 << 20), {}, zipfile.ZIP_LZMA)
+        as_zip(b"X" + (64 << 20).to_bytes(4, "little") + bytes(64 << 20), {}, zipfile.ZIP_LZMA)
     )
     twice = io.BytesIO(honest)
     with zipfile.ZipFile(twice, "a") as archive:
@@ -279,6 +279,13 @@ def bombs(folder: Path) -> None:
     with zipfile.ZipFile(folder / "a long directory", "w") as archive:
         for number_of in range(1000):
             archive.writestr("archive/data/" + str(number_of) + "x" * 20_000, b"")
+    # Python's zipfile finds the second directory, torch the first
+    fine, foul = text("a" * 60), name("torch", "FloatTensor") + BIG + b"R"
+    foul = foul.ljust(len(fine), b"N")
+    (folder / "two archives").write_bytes(as_zip(foul) + as_zip(fine))
+    (folder / "a name that goes on").write_bytes(
+        honest.replace(b"archive/byteorder", b"archive/data.pkl\0")
+    )
     overlapping = bytearray(as_zip(checkpoint(program), {str(i): bytes(4000) for i in range(9)}))
     first = overlapping.index(b"PK\x01\x02")  # every record of the directory at the start
     while (first := overlapping.find(b"PK\x01\x02", first + 1)) >= 0:
@@ -364,7 +371,7 @@ def test_the_stand_ins_are_gone_after_loading(tmp_path: Path) -> None:
         torch.load(path, weights_only=True)
 
 
-@pytest.mark.parametrize("kind", ["forged", "exec", "bomb"])
+@pytest.mark.parametrize("kind", ["forged", "exec"])
 def test_the_command_line_refuses_them(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -373,7 +380,6 @@ def test_the_command_line_refuses_them(
         {
             "forged": FORGED["claims more than its record"],
             "exec": zipped({"model": attacks(marker)["exec"]}),
-            "bomb": as_zip(checkpoint(b"N"), {"0": bytes(1 << 20)}, zipfile.ZIP_DEFLATED),
         }[kind]
     )
     root = Path(__file__).resolve().parents[2]

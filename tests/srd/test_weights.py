@@ -131,6 +131,7 @@ def test_the_released_layout_is_read_in_a_python_without_yacs(
 
 def test_a_torchdistill_checkpoint_is_read(tmp_path: Path) -> None:
     """Written by torchdistill's own function, with its own wrapper around the student."""
+    pytest.importorskip("torchdistill")
     from torchdistill.common.main_util import save_ckpt
     from torchdistill.models.wrapper import SRDModelWrapper
 
