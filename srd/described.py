@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
 
@@ -59,10 +59,10 @@ class Storage:
 
 @dataclass
 class Container:
-    """A list, a dictionary (of any kind), or settings; `scalars` while it holds nothing else."""
+    """A list with its items, a dictionary (of any kind), or settings."""
 
     kind: str
-    scalars: bool = True
+    items: list[Any] = field(default_factory=list)
 
 
 def plain_value(thing: Any) -> bool:
@@ -127,7 +127,8 @@ def _counter(counts: Any) -> Container:
 
 
 def _set(items: Any) -> Kind:
-    expect(is_a(items, "list") and items.scalars, "makes a set of things that are no plain values")
+    plain = is_a(items, "list") and all(map(plain_value, items.items))
+    expect(plain, "makes a set of things that are no plain values")
     return Kind.VALUE
 
 

@@ -44,8 +44,8 @@ class PickleCheck:
         self.storages: dict[str, tuple[str, int]] = {}
         self.opcodes = 0
 
-    def follow(self, stream: IO[bytes]) -> None:
-        """Follow one pickle to its end, leaving `stream` behind it.
+    def follow(self, stream: IO[bytes]) -> Any:
+        """Follow one pickle to its end, leaving `stream` behind it; returns what it describes.
 
         Raises:
             Refused: it asks for something that no checkpoint needs. ValueError, IndexError,
@@ -55,6 +55,7 @@ class PickleCheck:
         self.below: list[list[Any]] = []  # stacks under each open mark
         self.memo: dict[int, Any] = {}
         self.protocol = 0
+        self.result: Any = None
         for opcode, argument, _ in pickletools.genops(stream):
             self.opcodes += 1
             if self.opcodes > MOST_OPCODES:
@@ -62,9 +63,10 @@ class PickleCheck:
             self._step(opcode.name, argument)
         if self.protocol != PROTOCOL:
             raise Refused(
-                f"is pickled with protocol {self.protocol}: save it again with torch.save as it is, "
-                f"which takes {PROTOCOL}"
+                f"is pickled with protocol {self.protocol}, and torch reads {PROTOCOL}: save it again "
+                "with torch.save, without pickle_protocol"
             )
+        return self.result
 
     def _step(self, opcode: str, argument: Any) -> None:
         stack = self.stack
@@ -109,7 +111,7 @@ class PickleCheck:
             case "PROTO":
                 self.protocol = argument
             case "STOP":
-                stack.pop()
+                self.result = stack.pop()
             case "STACK_GLOBAL":  # this and the next three: followed only to name what is asked for
                 name, module = stack.pop(), stack.pop()
                 stack.append(known(Name(f"{module} {name}")))
@@ -132,8 +134,9 @@ class PickleCheck:
             del self.stack[-count:]
         target = self.stack[-1]
         expect(is_a(target, "dict" if pairs else "list"), "fills something that is no container")
-        target.scalars = target.scalars and all(map(plain_value, items))
-        if pairs and not all(map(plain_value, items[::2])):
+        if not pairs:
+            target.items += items
+        elif not all(map(plain_value, items[::2])):
             raise Refused("has keys that are not plain values")
 
     def _storage(self, identity: Any) -> Storage:

@@ -14,8 +14,9 @@ import struct
 import zipfile
 from enum import Enum, auto
 from pathlib import Path
+from typing import IO, cast
 
-from srd.described import Refused
+from srd.described import Refused, is_a, plain_value
 from srd.pickled import PickleCheck
 
 MOST_DIRECTORY = 16 << 20  # bytes of a zip's directory: some 150,000 records
@@ -157,8 +158,11 @@ def _records(archive: zipfile.ZipFile, size: int) -> tuple[zipfile.ZipInfo, dict
 
 
 def _follow(path: Path, pickles: int) -> None:
-    """Follow the pickles at the start of a file."""
+    """Follow the pickles at the start of a file, of which an old torch file's last names its data."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory:
         check = PickleCheck(None, len(memory))
-        for _ in range(pickles):
-            check.follow(memory)  # type: ignore[arg-type]
+        found = [check.follow(cast(IO[bytes], memory)) for _ in range(pickles)]
+    keys = set(filter(plain_value, found[-1].items if is_a(found[-1], "list") else ()))
+    missing = [key for key in check.storages if key not in keys]
+    if pickles == LEGACY_PICKLES and missing:
+        raise Refused(f"is damaged: the data {missing[0][:20]!r} of a tensor is missing")

@@ -216,6 +216,9 @@ FORGED: dict[str, bytes] = {
     ),
     "record outside": as_zip(checkpoint(storage(1, key="../data.pkl")), ONE),
     "missing record": as_zip(checkpoint(storage(1, key="7")), ONE),
+    "data that does not follow": as_legacy(
+        checkpoint(tensor(storage(1, old=True), numbers(1), numbers(1))), {"1": bytes(4)}
+    ),
     "torch.Tensor of sizes": as_zip(checkpoint(name("torch", "Tensor") + BIG + b"R")),
     "torch.FloatTensor of sizes": as_zip(checkpoint(name("torch", "FloatTensor") + BIG + b"R")),
     "storage of a size": as_zip(
