@@ -9,10 +9,9 @@ import torch
 from deit.config import Config
 from deit.inputs import measure, open_inputs
 from deit.student import create_student
-from deit.task import split_weights
 from deit.teacher import in_ckpts, open_teacher
 from srd import dist
-from srd.checkpoint import explain_mismatch, load_weights
+from srd.checkpoint import explain_mismatch, load_parts
 from srd.device import Precision, choose_device
 from srd.errors import UserError
 from srd.evaluate import Accuracy
@@ -39,16 +38,16 @@ def _evaluate(config: Config, path: Path, device: torch.device) -> Accuracy:
     inputs = open_inputs(config, training=False, pin_memory=device.type == "cuda")
     size = config.model.image_size
     what = f"DeiT-{config.model.name} with {inputs.num_classes} classes at {size}x{size}"
-    weights, projector = split_weights(load_weights(path))
+    weights, extras = load_parts(path)
     student = create_student(config.model.name, inputs.num_classes, size)
     explain_mismatch(student.state_dict(), weights, path, what)
     student.load_state_dict(weights)
     student.to(device, precision.dtype).eval()
     log = RunLog(None, dist.is_main())
     try:
-        if projector:
+        if extras:
             log.info(
-                f"{path}: a projector of {len(projector)} tensors beside the student, not needed"
+                f"{path}: {len(extras)} tensors beside the student, not needed: {', '.join(extras)}"
             )
         if config.teacher.evaluate:
             teacher = open_teacher(config, inputs.num_classes, precision)

@@ -15,8 +15,7 @@ from deit.config import Distill
 from deit.student import ConvStemDeiT, StudentOutput
 from srd.distill import SimpleRecipeLoss, cross_entropy, distillation_kl
 from srd.teacher import TeacherOutput
-
-PROJECTOR_PREFIX = "distillation_loss."  # where the released weights keep the projector
+from srd.weights import PROJECTOR_PREFIX, split
 
 
 class StudentTask(nn.Module):
@@ -142,10 +141,5 @@ Task = StudentTask | ClassifierTask
 
 def split_weights(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """A released or own checkpoint's weights as (student's, projector's with bare names)."""
-    student = {k: v for k, v in weights.items() if not k.startswith(PROJECTOR_PREFIX)}
-    projector = {
-        k.removeprefix(PROJECTOR_PREFIX): v
-        for k, v in weights.items()
-        if k.startswith(PROJECTOR_PREFIX)
-    }
-    return student, projector
+    student, extras = split(weights)
+    return student, {name.removeprefix(PROJECTOR_PREFIX): value for name, value in extras.items()}

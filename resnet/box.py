@@ -92,10 +92,8 @@ def _load_model(section: dict[str, Any], role: str) -> nn.Module:
 
 
 def load_plain(model: nn.Module, file: Path, what: str) -> None:
-    """Load a file's weights into `model`, strictly; torchdistill's wrapper keys are taken off."""
+    """Load a file's weights into `model`, strictly; what a wrapper keeps beside them is left out."""
     weights = load_weights(file)
-    inner = {k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")}
-    weights = inner or weights
     explain_mismatch(model.state_dict(), weights, file, what)
     model.load_state_dict(weights)
 

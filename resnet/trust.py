@@ -60,6 +60,9 @@ REFUSED = (
     "srd.predict",
     "srd.source",
     "resnet.export",
+    "srd.download",
+    "srd.places",
+    "srd.weights",
     "resnet.main",
     "resnet.runner",
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from srd.checkpoint import sha256
+from srd.digests import claimed_digits, sha256
 from srd.errors import UserError
 
 
@@ -73,9 +72,6 @@ class FrozenTeacher(nn.Module):
 def verify(path: str | Path) -> str:
     """The SHA-256 of a weights file, checked against the digits in its name where it has any.
 
-    `regnety_160-a5fe301d.pth` follows torch.hub's custom: eight or more hexadecimal digits, the
-    first ones of the hash, stand between the last dash and the suffix.
-
     Raises:
         UserError: no such file, or the digits differ.
     """
@@ -83,10 +79,10 @@ def verify(path: str | Path) -> str:
     if not path.is_file():
         raise UserError(f"no teacher weights at {path}")
     digest = sha256(path)
-    claimed = re.search(r"-(?!(?:19|20)\d{6}\.)([0-9a-f]{8,64})\.\w+$", path.name)  # no date
-    if claimed and not digest.startswith(claimed.group(1)):
+    claimed = claimed_digits(path.name)
+    if not digest.startswith(claimed):
         raise UserError(
             f"{path} is not the file its name claims: its SHA-256 starts with {digest[:8]}, not "
-            f"{claimed.group(1)[:8]}; download it again"
+            f"{claimed[:8]}; download it again"
         )
     return digest

@@ -1,0 +1,92 @@
+"""Fetch the released weights: `python scripts/fetch_checkpoints.py [NAME ...] [--list] [--to DIR]`.
+
+Without names, everything that has a stable address. Broken downloads go on where they were, and a
+file appears only when it is whole and checked. What lies on a cloud drive has to be fetched by
+hand; the script says from where, and where to put it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from srd.cli import Parser, parse_strictly
+from srd.digests import sha256
+from srd.download import download
+from srd.errors import RunFailed, UserError, exit_code, nearest
+from srd.released import RELEASED, Released
+from srd.weights import load_weights
+
+CKPTS = Path(__file__).resolve().parent.parent / "ckpts"
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Fetch what was asked for.
+
+    Raises:
+        UserError: an unknown name. RunFailed: a download failed (the others are done first).
+    """
+    parser = Parser(prog="fetch_checkpoints.py", description=__doc__, allow_abbrev=False)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="as --list shows them")
+    parser.add_argument("--list", action="store_true", help="show all files and fetch nothing")
+    parser.add_argument("--to", metavar="DIR", help="another folder than ckpts/")
+    flags = parse_strictly(parser, arguments)
+    known = {one.name: one for one in RELEASED}
+    for name in flags.names:
+        if name not in known:
+            raise UserError(f"no released file {name!r}{nearest(name, known)}; --list shows all")
+    chosen = [known[name] for name in flags.names] or list(RELEASED)
+    if flags.list:
+        print("\n\n".join(map(describe, chosen)))
+        return
+    failures = []
+    for one in chosen:
+        try:
+            fetch(one, place(one, flags.to))
+        except RunFailed as failure:
+            print(f"{one.name}: failed", flush=True)
+            failures.append(f"{one.name}: {failure}")
+    if failures:
+        raise RunFailed("; ".join(failures))
+
+
+def describe(one: Released) -> str:
+    """A few lines on a file."""
+    how = "by hand, from" if one.by_hand else "from"
+    digits = f"starts with {one.digits}" if one.digits else "not published"
+    return (
+        f"{one.name}: {one.what}\n  {how} {one.source}\n  to {one.place.replace('`', '')}\n"
+        f"  size {one.size}; SHA-256 {digits}; licence {one.licence}"
+    )
+
+
+def place(one: Released, folder: str | None) -> Path:
+    """Where a file goes: into `folder` if one is given, else where it is looked for."""
+    if folder is not None:
+        return Path(folder).expanduser() / one.file
+    if one.in_torch_cache:
+        import torch
+
+        return Path(torch.hub.get_dir()) / "checkpoints" / one.file
+    return CKPTS / one.file
+
+
+def fetch(one: Released, target: Path) -> None:
+    """Fetch one file, unless it is there already, or say how to."""
+    if target.is_file() and sha256(target).startswith(one.digits):
+        print(f"{one.name}: {target} is there already", flush=True)
+    elif one.by_hand:
+        print(
+            f"{one.name}: fetch it by hand (a cloud drive, no stable address)\n"
+            f"  from {one.source}\n  to {target}",
+            flush=True,
+        )
+    else:
+        found = download(one.source, target, one.digits, load_weights)
+        checked = "as its name claims" if one.digits else "no published one to compare with"
+        print(f"{one.name}: {target}\n  SHA-256 {found} ({checked})", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(lambda: run(sys.argv[1:])))

@@ -1,0 +1,103 @@
+"""Web servers of many habits, on a port of this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `files` by path, and notes every request.
+
+    Args:
+        ranges: whether it knows them. breaks: answers to break off after `piece` bytes.
+        errors: HTTP errors to give first, one a request. kind: the Content-Type of everything.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, files: dict[str, bytes], **habits: object) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files, self.requests = files, []
+        self.ranges, self.breaks, self.piece, self.errors = True, 0, 1000, []
+        self.kind, self.headers = "application/octet-stream", {}
+        vars(self).update(habits)
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    """HTTP 1.1 with ranges."""
+
+    server: Server
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, body: bool) -> None:
+        server, asked = self.server, self.headers.get("Range")
+        server.requests.append((self.command, self.path, asked))
+        self.close_connection = True
+        data = server.files.get(self.path)
+        if server.errors or data is None:
+            self.send_response(server.errors.pop(0) if server.errors else 404)
+            self.end(0, {"X-Error-Code": "EntryNotFound"})
+            return
+        start = 0
+        if asked and server.ranges:
+            start = int(re.fullmatch(r"bytes=(\d+)-\d*", asked)[1])
+            if start >= len(data):
+                self.send_response(416)
+                self.end(0, {"Content-Range": f"bytes */{len(data)}"})
+                return
+            self.send_response(206)
+            ending = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
+        else:
+            self.send_response(200)
+            ending = {}
+        etag = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"'}
+        self.end(len(data) - start, {"Content-Type": server.kind, **etag, **ending})
+        if not body:
+            return
+        if server.breaks:
+            server.breaks -= 1
+            self.wfile.write(data[start : start + server.piece])
+        else:
+            self.wfile.write(data[start:])
+
+    def end(self, length: int, headers: dict[str, str]) -> None:
+        for key, value in {
+            "Content-Length": str(length),
+            "Connection": "close",
+            **headers,
+            **self.server.headers,
+        }.items():
+            self.send_header(key, value)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def serving(files: dict[str, bytes], **habits: object) -> Iterator[Server]:
+    """A server for the length of a `with` block."""
+    server = Server(files, **habits)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
