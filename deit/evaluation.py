@@ -9,13 +9,14 @@ import torch
 from deit.config import Config
 from deit.inputs import measure, open_inputs
 from deit.student import create_student
-from deit.teacher import in_ckpts, open_teacher
+from deit.teacher import PAPER_TEACHER, open_teacher
 from srd import dist
 from srd.checkpoint import explain_mismatch, load_parts
 from srd.device import Precision, choose_device
 from srd.errors import UserError
 from srd.evaluate import Accuracy
 from srd.log import RunLog
+from srd.released import beside, in_ckpts, released_as
 
 
 def evaluate_checkpoint(config: Config, checkpoint: str | None) -> Accuracy:
@@ -53,12 +54,26 @@ def _evaluate(config: Config, path: Path, device: torch.device) -> Accuracy:
             teacher = open_teacher(config, inputs.num_classes, precision)
             found = measure(teacher.classify, inputs, precision, log, "evaluating the teacher")
             log.info(f"teacher {teacher.name}  {found}")
+            if teacher.name == PAPER_TEACHER:
+                _tell_published(config, "regnety_160", found, inputs.num_classes)
         accuracy = measure(student, inputs, precision, log)
     finally:
         log.close()
     if dist.is_main():
         print(f"{what}, {path}: {accuracy}")
+        _tell_published(config, f"deit_{config.model.name}", accuracy, inputs.num_classes)
     return accuracy
+
+
+def _tell_published(config: Config, name: str, found: Accuracy, num_classes: int) -> None:
+    """The published value beside ours, where the data may be ImageNet."""
+    one = released_as(name)
+    if one is not None and num_classes == 1000 and dist.is_main():
+        data = config.data
+        settings = (
+            f"data.eval_interpolation {data.eval_interpolation}, data.eval_crop {data.eval_crop}"
+        )
+        print(beside(found, one, settings))
 
 
 def released_checkpoint(model: str) -> Path:

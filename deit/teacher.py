@@ -13,11 +13,11 @@ from deit.config import Config, Teacher
 from srd.checkpoint import explain_mismatch, load_file, weights_in
 from srd.device import Precision
 from srd.errors import UserError, nearest
+from srd.released import in_ckpts
 from srd.teacher import FrozenTeacher, Normalization, TeacherOutput, verify
 
 PAPER_TEACHER = "regnety_160.deit_in1k"
 PAPER_FILE = "regnety_160-a5fe301d.pth"
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 class LoadedTeacher(NamedTuple):
@@ -32,14 +32,6 @@ class LoadedTeacher(NamedTuple):
         """Logits (B, C), as an evaluation wants them."""
         output: TeacherOutput = self.model(images)
         return output.logits
-
-
-def in_ckpts(*names: str) -> Path | None:
-    """The first of `names` that exists in `ckpts/`, here or in the repository."""
-    places = (Path("ckpts"), REPOSITORY / "ckpts")
-    return next(
-        (place / name for name in names for place in places if (place / name).is_file()), None
-    )
 
 
 def open_teacher(config: Config, num_classes: int, precision: Precision) -> LoadedTeacher:

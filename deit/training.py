@@ -14,13 +14,14 @@ from deit.engine import Trainer
 from deit.inputs import Inputs, measure, open_inputs
 from deit.student import create_student
 from deit.task import ClassifierTask, StudentTask, Task
-from deit.teacher import REPOSITORY, LoadedTeacher, create_classifier, feature_width, open_teacher
+from deit.teacher import LoadedTeacher, create_classifier, feature_width, open_teacher
 from srd import dist
 from srd.config import Layer, build, read_yaml, to_mapping
 from srd.device import Precision, choose_device, device_name, set_determinism
 from srd.errors import UserError
 from srd.evaluate import Accuracy
 from srd.log import RunLog, clock
+from srd.released import REPOSITORY
 from srd.run import RunFolder, open_run, provenance
 from srd.views import INIT, check_shares, seeded
 

@@ -34,7 +34,7 @@ from torchvision import models as torchvision_models
 
 from resnet.recipe import Recipe
 from srd import dist
-from srd.checkpoint import explain_mismatch, load_weights
+from srd.checkpoint import explain_mismatch, load_parts
 from srd.distill import SimpleRecipeLoss
 from srd.errors import UserError, nearest
 from srd.views import VIEW, Batch, TrainBatches, make_loader, seeded
@@ -91,11 +91,12 @@ def _load_model(section: dict[str, Any], role: str) -> nn.Module:
     return model
 
 
-def load_plain(model: nn.Module, file: Path, what: str) -> None:
-    """Load a file's weights into `model`, strictly; what a wrapper keeps beside them is left out."""
-    weights = load_weights(file)
+def load_plain(model: nn.Module, file: Path, what: str) -> list[str]:
+    """Load a file's weights into `model`, strictly; names what a wrapper keeps beside them."""
+    weights, extras = load_parts(file)
     explain_mismatch(model.state_dict(), weights, file, what)
     model.load_state_dict(weights)
+    return list(extras)
 
 
 def make_box(recipe: Recipe, models: Models, device: torch.device, lr_factor: int) -> Any:

@@ -21,6 +21,7 @@ from srd.errors import UserError
 from srd.evaluate import Accuracy, evaluate, evaluating
 from srd.log import RunLog, clock
 from srd.loop import Backward, Loop, Losses, Plan
+from srd.released import RELEASED, beside, in_ckpts, released_as
 from srd.run import RunFolder, open_run, provenance
 from srd.views import INIT, Batch, BrokenFiles, EvalBatches, make_loader, seeded
 
@@ -223,18 +224,32 @@ def _test_only(recipe: Recipe, options: Options, models: Models, precision: Prec
     section = recipe.config["models"]
     section = section.get("student_model", section.get("model"))
     folder = RunFolder(options.output, options.name or Path(options.config).stem)
+    released = [one.file for one in RELEASED if one.file.startswith(f"{models.student_name}/")]
     places = [
         folder.student,
         *(Path(section[k]).expanduser() for k in ("dst_ckpt", "src_ckpt") if section.get(k)),
+        *(Path("ckpts") / file for file in released),
     ]
-    found = next((place for place in places if place.is_file()), None)
+    found = next((place for place in places if place.is_file()), None) or in_ckpts(*released)
     log = RunLog(None, dist.is_main())
     if found is not None:
-        boxes.load_plain(models.student, found, f"the student {models.student_name}")
+        extras = boxes.load_plain(models.student, found, f"the student {models.student_name}")
+        if extras:
+            log.info(f"{found}: {len(extras)} tensors beside it, not needed: {', '.join(extras)}")
     elif not (section.get("kwargs") or {}).get("weights"):
         raise UserError(f"nothing to test: no {' nor '.join(str(place) for place in places)}")
     log.info(f"student {models.student_name} from {found or 'its own weights'}")
-    test(recipe, options, models, precision, log)
+    accuracy = test(recipe, options, models, precision, log)
+    _tell_published(f"{models.student_name}_paper", models.student, accuracy, log, found)
+
+
+def _tell_published(
+    name: str, model: nn.Module, found: Accuracy, log: RunLog, file: Path | None = None
+) -> None:
+    """The published value beside ours, for a plain ResNet of ImageNet's classes."""
+    one = released_as(name, file)
+    if one is not None and getattr(getattr(model, "fc", None), "out_features", 0) == 1000:
+        log.info(beside(found, one, "the transforms of the configuration"))
 
 
 def test(
@@ -254,6 +269,7 @@ def test(
     if models.teacher is not None and not options.student_only:
         found = measure(models.teacher, batches, precision, log, "testing the teacher")
         log.info(f"teacher {models.teacher_name}  {found}")
+        _tell_published(str(models.teacher_name), models.teacher, found, log)
     accuracy = measure(models.student, batches, precision, log, "testing the student")
     log.info(f"student {models.student_name}  {accuracy}")
     return accuracy

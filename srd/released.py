@@ -8,8 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from srd.digests import claimed_digits
+import torch
 
+from srd.digests import claimed_digits
+from srd.evaluate import Accuracy
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+IMAGENET_IMAGES, CLOSE = 50_000, 0.1  # validation images; percentage points
 TORCH_CACHE = "torch's cache"
 UNKNOWN = "not published"
 
@@ -23,6 +28,9 @@ class Released(NamedTuple):
     source: str  # its address, or the page to fetch it from by hand
     licence: str
     use: str
+    acc1: float  # top-1 on ImageNet's validation images in percent, as reported
+    acc5: float | None
+    reported_by: str
     size: str = UNKNOWN
     by_hand: bool = False
     in_torch_cache: bool = False
@@ -50,6 +58,9 @@ RELEASED = (
         size="about 335 MB (timm's copy of the same weights on the Hub)",
         licence="Apache-2.0",
         use="`python deit/main.py --train_student` takes it",
+        acc1=82.9,
+        acc5=None,
+        reported_by="the DeiT paper",
     ),
     Released(
         name="deit_tiny",
@@ -59,6 +70,9 @@ RELEASED = (
         by_hand=True,
         licence="none stated",
         use="`python deit/main.py --model tiny` evaluates it",
+        acc1=77.2,
+        acc5=93.7,
+        reported_by="the paper",
     ),
     Released(
         name="deit_small",
@@ -68,6 +82,9 @@ RELEASED = (
         by_hand=True,
         licence="none stated",
         use="`python deit/main.py --model small` evaluates it",
+        acc1=82.1,
+        acc5=96.0,
+        reported_by="the paper",
     ),
     Released(
         name="resnet34",
@@ -79,6 +96,9 @@ RELEASED = (
         licence="BSD-3-Clause (torchvision)",
         use="`configs/res3418.yaml` names it by `weights: IMAGENET1K_V1`; torchvision fetches it "
         "itself where there is a network",
+        acc1=73.314,
+        acc5=91.42,
+        reported_by="torchvision",
     ),
     Released(
         name="resnet18",
@@ -87,7 +107,11 @@ RELEASED = (
         source="https://github.com/yoshitomo-matsubara/torchdistill/releases/download/v1.1.0/"
         "ilsvrc2012-resnet18_from_resnet34.pt",
         licence="MIT (torchdistill)",
-        use="`-test_only` takes the file that `models.student_model.src_ckpt` names",
+        use="`-test_only` tests it where there is no run of that name, nor a file that the "
+        "configuration names",
+        acc1=71.92,
+        acc5=None,
+        reported_by="torchdistill",
     ),
     Released(
         name="resnet18_paper",
@@ -97,8 +121,60 @@ RELEASED = (
         by_hand=True,
         licence="none stated",
         use="likewise; the name is that of the paper's configuration, take what the folder holds",
+        acc1=71.87,
+        acc5=None,
+        reported_by="the paper's repository (71.63 in the paper)",
     ),
 )
+
+
+def in_ckpts(*names: str) -> Path | None:
+    """The first of `names` that exists in `ckpts/`, here or in the repository."""
+    places = (Path("ckpts"), REPOSITORY / "ckpts")
+    return next(
+        (place / name for name in names for place in places if (place / name).is_file()), None
+    )
+
+
+def find(one: Released) -> Path | None:
+    """Where a released file lies on this machine, if it does."""
+    if one.in_torch_cache:
+        path = Path(torch.hub.get_dir()) / "checkpoints" / one.file
+        return path if path.is_file() else None
+    return in_ckpts(one.file)
+
+
+def released_as(name: str, file: Path | None = None) -> Released | None:
+    """The entry that a file's name tells, else the one called `name`."""
+    by_file = {Path(one.file).name: one for one in RELEASED if not one.file.startswith("deit_")}
+    known = {one.name: one for one in RELEASED}
+    return by_file.get(file.name if file else "") or known.get(name)
+
+
+def reproduces(found: Accuracy, one: Released) -> bool:
+    """Whether top-1 on ImageNet's validation images is within 0.1 point of the published value."""
+    return found.images == IMAGENET_IMAGES and abs(found.acc1 - one.acc1) <= CLOSE + 1e-9
+
+
+def beside(found: Accuracy, one: Released, settings: str) -> str:
+    """The published value, the difference, and a word: reproduced, or not and what to check.
+
+    Args:
+        settings: how the images were prepared here, for the check.
+    """
+    published, difference = f"{one.acc1:.2f}", f"{found.acc1 - one.acc1:+.2f}"
+    if one.acc5 is not None:
+        published += f" / {one.acc5:.2f}"
+        difference += f" / {found.acc5 - one.acc5:+.2f}"
+    told = f"reported by {one.reported_by}: {published}; difference {difference}: "
+    if reproduces(found, one):
+        return told + f"reproduced (within {CLOSE} point)"
+    check = f"check interpolation and crop (here {settings}) and the file"
+    if found.images != IMAGENET_IMAGES:
+        check = (
+            f"these are {found.images} images, not the {IMAGENET_IMAGES} of ImageNet's; " + check
+        )
+    return told + f"not reproduced: {check}"
 
 
 def markdown() -> str:
