@@ -75,13 +75,13 @@ class Victim:
     def kill_once(self, processes: int) -> Kill | None:
         """Start it and kill -9 every process of it; None when it ended before.
 
-        One kill in eight comes while it starts, the others within a second after its first save.
+        One kill in eight comes while it starts, the others within three seconds after its first save.
         """
         life, before = self.start(processes), self.saved()
         starting = self.draws.random() < 1 / 8
         while not starting and life.poll() is None and self.saved() == before:
             time.sleep(0.01)
-        time.sleep(self.draws.uniform(0, 5 if starting else 1))
+        time.sleep(self.draws.uniform(0, 5 if starting else 3))
         if life.poll() is not None:
             _, told = life.communicate()
             if life.returncode:

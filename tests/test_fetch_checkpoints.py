@@ -77,7 +77,7 @@ DIGITS = hashlib.sha256(DATA).hexdigest()[:8]
 
 
 def table(address: str) -> tuple[Released, ...]:
-    rest = {"what": "", "licence": "", "use": ""}
+    rest = {"what": "", "licence": "", "use": "", "acc1": 0.0, "acc5": None, "reported_by": ""}
     return (
         Released("good", file=f"good-{DIGITS}.pth", source=f"{address}/good", **rest),
         Released("bad", file="bad-00000000.pth", source=f"{address}/good", **rest),
