@@ -58,7 +58,8 @@ def run(arguments: Sequence[str]) -> None:
         raise UserError(f"cannot read the configuration {flags.config}: no such file")
     if flags.start_epoch:
         raise UserError("--start_epoch: a run goes on by itself where it was; see --resume")
-    from resnet.runner import Options, run
+    from resnet.options import Options
+    from resnet.runner import run
 
     names = Options.__dataclass_fields__
     run(Options(**{name: value for name, value in vars(flags).items() if name in names}))

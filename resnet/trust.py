@@ -63,6 +63,7 @@ REFUSED = (
     "srd.download",
     "srd.places",
     "srd.weights",
+    "resnet.evaluation",
     "resnet.main",
     "resnet.runner",
 )

@@ -1,0 +1,112 @@
+"""Accuracy in the ResNet half: of the student in training, and of student and teacher in a test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.utils.data import DataLoader
+
+from resnet import box as boxes
+from resnet.box import Models
+from resnet.options import Options
+from resnet.recipe import Recipe
+from srd import dist
+from srd.device import Precision
+from srd.errors import UserError
+from srd.evaluate import Accuracy, evaluate, evaluating
+from srd.log import RunLog
+from srd.released import RELEASED, beside, in_ckpts, released_as
+from srd.run import RunFolder
+from srd.views import Batch, BrokenFiles, EvalBatches, make_loader
+
+
+def test_only(recipe: Recipe, options: Options, models: Models, precision: Precision) -> None:
+    """Test the run's best student, else the file that the recipe names, else the model as built."""
+    section = recipe.config["models"]
+    section = section.get("student_model", section.get("model"))
+    folder = RunFolder(options.output, options.name or Path(options.config).stem)
+    released = [one.file for one in RELEASED if one.file.startswith(f"{models.student_name}/")]
+    places = [
+        folder.student,
+        *(Path(section[k]).expanduser() for k in ("dst_ckpt", "src_ckpt") if section.get(k)),
+        *(Path("ckpts") / file for file in released),
+    ]
+    found = next((place for place in places if place.is_file()), None) or in_ckpts(*released)
+    log = RunLog(None, dist.is_main())
+    if found is not None:
+        extras = boxes.load_plain(models.student, found, f"the student {models.student_name}")
+        if extras:
+            log.info(f"{found}: {len(extras)} tensors beside it, not needed: {', '.join(extras)}")
+    elif not (section.get("kwargs") or {}).get("weights"):
+        raise UserError(f"nothing to test: no {' nor '.join(str(place) for place in places)}")
+    log.info(f"student {models.student_name} from {found or 'its own weights'}")
+    accuracy = test(recipe, options, models, precision, log)
+    _tell_published(f"{models.student_name}_paper", models.student, accuracy, log, found)
+
+
+def _tell_published(
+    name: str, model: nn.Module, found: Accuracy, log: RunLog, file: Path | None = None
+) -> None:
+    """The published value beside ours, for a plain ResNet of ImageNet's classes."""
+    one = released_as(name, file)
+    if one is not None and getattr(getattr(model, "fc", None), "out_features", 0) == 1000:
+        log.info(beside(found, one, "the transforms of the configuration"))
+
+
+def test(
+    recipe: Recipe, options: Options, models: Models, precision: Precision, log: RunLog
+) -> Accuracy:
+    """Measure the student, and the teacher unless only the student was asked for, on the test set."""
+    section = recipe.config["test"]["test_data_loader"]
+    dataset = recipe.config["datasets"].get(section["dataset_id"])
+    if dataset is None:
+        known = ", ".join(recipe.config["datasets"])
+        raise UserError(f"test: no data set {section['dataset_id']!r}; there are {known}")
+    settings = section.get("kwargs", {})
+    loader = DataLoader(
+        dataset, settings.get("batch_size", 256), num_workers=settings.get("num_workers", 0)
+    )
+    batches = eval_loader(loader, precision, options.seed)
+    if models.teacher is not None and not options.student_only:
+        found = measure(models.teacher, batches, precision, log, "testing the teacher")
+        log.info(f"teacher {models.teacher_name}  {found}")
+        _tell_published(str(models.teacher_name), models.teacher, found, log)
+    accuracy = measure(models.student, batches, precision, log, "testing the student")
+    log.info(f"student {models.student_name}  {accuracy}")
+    return accuracy
+
+
+def eval_loader(theirs: Any, precision: Precision, seed: int) -> DataLoader[Batch]:
+    """The data of a torchdistill loader in order, each image once over all processes."""
+    if theirs is None:
+        raise UserError("train.val_data_loader: no such dataset_id under datasets")
+    items = theirs.dataset
+    batches = EvalBatches(len(items), theirs.batch_size, dist.rank(), dist.world_size())
+    pin = precision.device.type == "cuda"
+    return make_loader(
+        boxes.SeededItems(items, seed), batches, theirs.num_workers, pin, boxes.as_batch
+    )
+
+
+def measure(
+    model: nn.Module,
+    batches: DataLoader[Batch],
+    precision: Precision,
+    log: RunLog,
+    label: str,
+    stop: Callable[[], bool] = lambda: False,
+) -> Accuracy:
+    """Accuracy of a plain classifier, with a progress bar."""
+    total = len(batches.dataset)  # type: ignore[arg-type]
+    with evaluating(model), log.bar(label, total, unit="image") as bar:
+        return evaluate(
+            model,
+            batches,
+            precision,
+            BrokenFiles(skip=False),
+            lambda images: bar.advance(images * dist.world_size()),
+            stop,
+        )
