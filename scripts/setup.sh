@@ -9,11 +9,12 @@ if [ -z "${VIRTUAL_ENV:-}" ] && [ -z "${CONDA_PREFIX:-}" ]; then
 fi
 
 requirements=${REQUIREMENTS:-requirements.txt}
-stamp="$(python -c 'import sys; print(sys.prefix)')/.srd-$(
-  { pwd; cat "$requirements" pyproject.toml; } | sha256sum | cut -c1-16
-)"
-if [ ! -e "$stamp" ]; then
+prefix=$(python -c 'import sys; print(sys.prefix)')
+stamp="$prefix/.srd-$(cat "$requirements" requirements.txt pyproject.toml | sha256sum | cut -c1-16)"
+# An environment that several checkouts share imports the one that was installed last.
+if [ ! -e "$stamp" ] || [ "$(cat "$prefix/.srd-checkout" 2>/dev/null)" != "$PWD" ]; then
   echo "installing $requirements (once; PyTorch is large)" >&2
   python -m pip install --quiet --disable-pip-version-check -r "$requirements"
   touch "$stamp"
+  echo "$PWD" >"$prefix/.srd-checkout"
 fi

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -55,31 +56,44 @@ def processes(device: torch.device) -> Iterator[None]:
     Raises:
         UserError: the others did not come in time.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1 or dist.is_initialized():
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
-    seconds = float(os.environ.get("SRD_DIST_TIMEOUT", TIMEOUT_SECONDS))
-    host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    _join(device)
     try:
-        store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=seconds)))
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _join(device: torch.device) -> None:
+    seconds = float(os.environ.get("SRD_DIST_TIMEOUT", TIMEOUT_SECONDS))
+    limit, start = timedelta(seconds=seconds), time.monotonic()
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=limit))
+    except (RuntimeError, ValueError) as error:  # torch's network and store errors are the former
+        raise _not_met(seconds, error) from None
+    try:
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             store=_of_this_life(store),
             rank=rank,
             world_size=size,
-            timeout=timedelta(seconds=seconds),
+            timeout=limit,
             device_id=device if device.type == "cuda" else None,
         )
-    except (RuntimeError, ValueError) as error:  # torch's network and store errors are the former
-        raise UserError(
-            f"{size} processes were to meet at {host}:{port} and did not within {seconds:.0f} s "
-            f"({' '.join(str(error).split())[:120]}): check the host, the port, and that all are started"
-        ) from None
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    except RuntimeError as error:
+        if time.monotonic() - start < 0.9 * seconds:
+            raise  # another process died on the way: a crash, after which torchrun starts all again
+        raise _not_met(seconds, error) from None
+
+
+def _not_met(seconds: float, error: Exception) -> UserError:
+    size, host, port = (os.environ.get(n) for n in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+    return UserError(
+        f"{size} processes were to meet at {host}:{port} and did not within {seconds:.0f} s "
+        f"({' '.join(str(error).split())[:120]}): check the host, the port, and that all are started"
+    )
 
 
 def _of_this_life(store: Store) -> Store:
