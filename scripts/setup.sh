@@ -10,11 +10,11 @@ fi
 
 requirements=${REQUIREMENTS:-requirements.txt}
 prefix=$(python -c 'import sys; print(sys.prefix)')
-stamp="$prefix/.srd-$(cat "$requirements" requirements.txt pyproject.toml | sha256sum | cut -c1-16)"
+stamp() { echo "$prefix/.srd-$(cat "$@" pyproject.toml | sha256sum | cut -c1-16)"; }
 # An environment that several checkouts share imports the one that was installed last.
-if [ ! -e "$stamp" ] || [ "$(cat "$prefix/.srd-checkout" 2>/dev/null)" != "$PWD" ]; then
+if [ ! -e "$(stamp "$requirements" requirements.txt)" ] || [ "$(cat "$prefix/.srd-checkout" 2>/dev/null)" != "$PWD" ]; then
   echo "installing $requirements (once; PyTorch is large)" >&2
   python -m pip install --quiet --disable-pip-version-check -r "$requirements"
-  touch "$stamp"
+  touch "$(stamp "$requirements" requirements.txt)" "$(stamp requirements.txt requirements.txt)"
   echo "$PWD" >"$prefix/.srd-checkout"
 fi

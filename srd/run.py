@@ -190,7 +190,8 @@ def open_run(
             notes.append(f"the earlier run is now {aside}")
         folder.prepare()
         write_text(folder.config, config_text or dump_yaml(settings))
-        write_text(folder.launch, "\n".join(launches()) + "\n")
+        if launches():
+            write_text(folder.launch, "\n".join(launches()) + "\n")
         for file in damaged:
             file.rename(file.with_name(f"{file.name}.damaged"))
             notes.append(

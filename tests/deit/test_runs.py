@@ -333,7 +333,9 @@ def test_intervals_of_saving_evaluating_and_logging(
     run = open_run(tmp_path / "run")
     assert [row["epoch"] for row in run.rows("eval")] == [1, 2]
     assert [row["step"] for row in run.rows("step")] == [0, 4, 8, 12, 16]
-    assert {p.name for p in run.checkpoints.iterdir()} == {"last.pth", "best.pth", "epoch_0001.pth"}
+    assert {p.name for p in run.checkpoints.iterdir()} == {
+        "last.pth", "last.1.pth", "best.pth", "epoch_0001.pth",
+    }  # fmt: skip
 
 
 @pytest.mark.usefixtures("narrow")

@@ -122,7 +122,8 @@ def test_a_failure_is_not_tried_again(launch: Any, tmp_path: Path) -> None:
     code, text, _ = launch("open(f'{rank}.tried', 'a').write('x')\nraise RunFailed('loss is nan')"
                            .replace("f'", f"f'{tmp_path}/"))  # fmt: skip
     assert code == 1 and text == "failed: loss is nan\n"
-    assert (tmp_path / "0.tried").read_text() == "x"
+    tried = [path.read_text() for path in tmp_path.glob("*.tried")]  # the later may not even begin
+    assert tried and set(tried) == {"x"}
 
 
 def test_a_crash_is_tried_again_and_then_told(launch: Any, tmp_path: Path) -> None:
