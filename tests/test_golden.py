@@ -57,6 +57,7 @@ def curve(case: str, folder: Path) -> list[dict[str, float]]:
         f"--teacher-checkpoint={folder / 'teacher.pth'}",
         "--device=cpu",
         "--batch-size=20",
+        "--set=optim.warmup_epochs=30",
         "--epochs=3",
         "--set=data.images_per_class=4",
         "--set=train.evaluate_every=0",
