@@ -13,7 +13,7 @@ import timm
 import torch
 from PIL import Image
 
-from deit import main
+from deit import inputs, main
 from deit.student import SIZES
 from srd.checkpoint import load_file, load_weights
 from srd.errors import exit_code
@@ -60,6 +60,24 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, random_teacher: Path) -> Pa
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """`tiny` is 24 wide: for tests of what happens around a student, not in it."""
     monkeypatch.setitem(SIZES, "tiny", (24, 3))
+
+
+@pytest.fixture
+def strike(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None], int], None]:
+    """`strike(what, step)` calls `what` once, in the middle of a step of the next run."""
+
+    def plan(what: Callable[[], None], at: int) -> None:
+        mix, due = inputs.Mix.__call__, [at]
+
+        def struck(self: Any, images: Any, targets: Any, step: int) -> Any:
+            if step in due:
+                due.remove(step)
+                what()
+            return mix(self, images, targets, step)
+
+        monkeypatch.setattr(inputs.Mix, "__call__", struck)
+
+    return plan
 
 
 class Outcome(NamedTuple):

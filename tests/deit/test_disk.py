@@ -6,13 +6,12 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from deit import inputs
 from srd.checkpoint import is_whole
 
 pytestmark = pytest.mark.usefixtures("narrow")
@@ -28,24 +27,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("mounting a small disk is not allowed here")
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-@pytest.fixture
-def in_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], object]], None]:
-    """`in_step(n, what)` calls `what` in the middle of step n of the next run."""
-
-    def plan(at: int, what: Callable[[], object]) -> None:
-        mix, due = inputs.Mix.__call__, [at]
-
-        def struck(self: Any, images: Any, targets: Any, step: int) -> Any:
-            if step in due:
-                due.remove(step)
-                what()
-            return mix(self, images, targets, step)
-
-        monkeypatch.setattr(inputs.Mix, "__call__", struck)
-
-    return plan
 
 
 def command(recipe: Path, output: Path, *more: str) -> list[str]:
@@ -76,9 +57,9 @@ def check_untouched(run: Any, updates: int) -> None:
 
 
 def test_a_disk_that_runs_full(
-    small_disk: Path, recipe: Path, deit: Any, open_run: Any, in_step: Any, tmp_path: Path
+    small_disk: Path, recipe: Path, deit: Any, open_run: Any, strike: Any, tmp_path: Path
 ) -> None:
-    in_step(4, lambda: fill(small_disk))
+    strike(lambda: fill(small_disk), 4)
     full = deit(*command(recipe, small_disk))
     assert full.code == 1 and "No space left on device" in full.err, full.err
     assert "Traceback" not in full.err and full.err.count("failed:") == 1
@@ -91,12 +72,12 @@ def test_a_disk_that_runs_full(
 
 
 def test_a_disk_that_is_read_only(
-    small_disk: Path, recipe: Path, deit: Any, open_run: Any, in_step: Any
+    small_disk: Path, recipe: Path, deit: Any, open_run: Any, strike: Any
 ) -> None:
     def remount(mode: str) -> None:
         subprocess.run(["mount", "-o", f"remount,{mode}", str(small_disk)], check=True)
 
-    in_step(4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    strike(lambda: os.kill(os.getpid(), signal.SIGTERM), 4)
     assert deit(*command(recipe, small_disk)).code == 143
     remount("ro")
     refused = deit(*command(recipe, small_disk))
@@ -112,7 +93,7 @@ def test_a_data_file_that_vanishes(
     recipe: Path,
     deit: Any,
     open_run: Any,
-    in_step: Any,
+    strike: Any,
     make_jpegs: Any,
     workers: int,
 ) -> None:
@@ -121,7 +102,7 @@ def test_a_data_file_that_vanishes(
     data = make_jpegs(tmp_path / "images", counts, size=(20, 20))
     train = [f"--data-path={data}", "--dataset=imagefolder", f"--workers={workers}"]
     aside = tmp_path / "aside"
-    in_step(4, lambda: shutil.move(data / "train", aside))
+    strike(lambda: shutil.move(data / "train", aside), 4)
     failed = deit(*command(recipe, tmp_path, *train))
     assert failed.code == 2 and "Traceback" not in failed.err
     assert f"cannot read {data / 'train'}" in failed.err and "No such file" in failed.err

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from deit import inputs, main
+from deit import main
 from deit.student import SIZES
 from srd.errors import EXIT_SIGTERM
 from srd.log import Bar
@@ -70,24 +70,6 @@ def python(*command: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         line, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=200
     )
-
-
-@pytest.fixture
-def strike(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None], int], None]:
-    """`strike(what, step)` calls `what` once, in the middle of a step of the next run."""
-
-    def plan(what: Callable[[], None], at: int) -> None:
-        mix, due = inputs.Mix.__call__, [at]
-
-        def struck(self: Any, images: Any, targets: Any, step: int) -> Any:
-            if step in due:
-                due.remove(step)
-                what()
-            return mix(self, images, targets, step)
-
-        monkeypatch.setattr(inputs.Mix, "__call__", struck)
-
-    return plan
 
 
 def sigterm() -> None:
