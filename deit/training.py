@@ -88,6 +88,7 @@ def _train(config: Config, trained: Trained, device: torch.device) -> None:
             finish(config, trainer, accuracy, teacher)
     finally:
         log.close()
+        folder.release()
 
 
 def with_trained_teacher(config: Config) -> Config:

@@ -195,6 +195,7 @@ def _train(
             _finish(loop, accuracy)
     finally:
         log.close()
+        folder.release()
 
 
 def _finish(loop: BoxLoop, accuracy: Accuracy) -> None:

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,7 +74,7 @@ class Victim:
             raise RuntimeError(f"exit code {life.returncode}: {told.decode()[-2000:]}")
 
     def kill_once(self, processes: int) -> Kill | None:
-        """Start it and kill -9 every process of it; None when it ended before.
+        """Start it and kill -9 every process of it at once; None when it ended before.
 
         One kill in eight comes while it starts, the others within three seconds after its first save.
         """
@@ -87,7 +88,9 @@ class Victim:
             if life.returncode:
                 raise RuntimeError(f"exit code {life.returncode}: {told.decode()[-2000:]}")
             return None
-        os.killpg(life.pid, signal.SIGKILL)
+        for process in family(life.pid):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
         life.communicate()
         in_save = any(self.last.parent.glob(".*.part"))
         state = load_file(self.last) if self.last.exists() else {"position": {"updates": 0}}
@@ -96,6 +99,16 @@ class Victim:
     def saved(self) -> int:
         """When the last checkpoint was written."""
         return self.last.stat().st_mtime_ns if self.last.exists() else 0
+
+
+def family(first: int) -> list[int]:
+    """A process and all that it started: torchrun's are in sessions of their own."""
+    found = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True)
+    parents = [tuple(map(int, line.split())) for line in found.stdout.splitlines()]
+    members = [first]
+    for member in members:  # grows as children are found
+        members += [process for process, parent in parents if parent == member]
+    return members
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:

@@ -31,6 +31,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the checkout, not scripts/
 
 from srd.errors import RunFailed, Stopped, UserError, exit_code  # noqa: E402
+from srd.signals import stop_with_parent  # noqa: E402
 
 LAUNCH = Path(os.environ["SRD_LAUNCH"])
 OTHERS_SECONDS = 5.0  # for the other processes here to come to the same end
@@ -48,6 +49,7 @@ def agent(arguments: Sequence[str]) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
 
+    stop_with_parent()
     host, port = os.environ.get("RDZV_HOST", "localhost"), os.environ.get("RDZV_PORT", "")
     seconds = os.environ.get("SRD_DIST_TIMEOUT")
     try:

@@ -25,6 +25,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from srd.errors import UserError
+from srd.signals import stop_with_torchrun
 
 TIMEOUT_SECONDS = 600  # for the other processes to come, or to answer; SRD_DIST_TIMEOUT changes it
 
@@ -51,11 +52,12 @@ def is_main() -> bool:
 def processes(device: torch.device) -> Iterator[None]:
     """Join the other processes that torchrun (or anything that sets its variables) started.
 
-    Alone, or inside itself, this does nothing. GPUs talk over nccl, CPUs over gloo.
+    Alone, or inside itself, there is nothing to join. GPUs talk over nccl, CPUs over gloo.
 
     Raises:
         UserError: the others did not come in time.
     """
+    stop_with_torchrun()
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return

@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from srd import dist
 from srd.checkpoint import load_file, newest_whole, save_state, write_text
+from srd.claim import claim
 from srd.config import differences, dump_yaml
 from srd.errors import RunFailed, UserError
 
@@ -36,6 +37,22 @@ class RunFolder:
         self.student = self.path / "student.safetensors"
         self.result = self.path / "result.json"
         self.launch = self.path / ".launch"
+        self._claim: BinaryIO | None = None
+
+    def claim(self) -> None:
+        """Keep other processes out, if the folder is there, until `release` or this one's end.
+
+        Raises:
+            UserError: another process is at work in it.
+        """
+        if self._claim is None and self.path.is_dir():
+            self._claim = claim(self.path)
+
+    def release(self) -> None:
+        """Let other processes in."""
+        if self._claim is not None:
+            self._claim.close()
+            self._claim = None
 
     def prepare(self) -> None:
         """Make the folder, and clear the leftovers of a save that was killed.
@@ -64,6 +81,7 @@ class RunFolder:
         while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
             number += 1
         self.path.rename(aside)
+        self.release()
         return aside
 
     def was_started_by_this_launch(self) -> bool:
@@ -174,9 +192,10 @@ def open_run(
         config_text: what `config.yaml` shall hold instead of `settings`.
 
     Raises:
-        UserError: the folder cannot be written, a process cannot see it, or the checkpoint belongs
-            to another recipe.
+        UserError: the folder cannot be written or another process writes it, a process cannot see
+            it, or the checkpoint belongs to another recipe.
     """
+    dist.from_main(folder.claim)
     start, damaged = dist.from_main(lambda: _starting_point(folder, resume))
     path = start if isinstance(start, Path) else None
     if path is not None and (blind := dist.ranks_where(not path.is_file())):
@@ -184,21 +203,27 @@ def open_run(
             f"process {blind[0]} does not see {path}: --output must be a folder that all machines share"
         )
     state = load_resume(path, {**settings, **identity}, not_recipe) if path else None
-    notes: list[str] = []
-    if dist.is_main():
-        if start == "anew" and (aside := folder.set_aside()):
-            notes.append(f"the earlier run is now {aside}")
-        folder.prepare()
-        write_text(folder.config, config_text or dump_yaml(settings))
-        if launches():
-            write_text(folder.launch, "\n".join(launches()) + "\n")
-        for file in damaged:
-            file.rename(file.with_name(f"{file.name}.damaged"))
-            notes.append(
-                f"{file} is damaged: passed over for {path}, and kept as {file.name}.damaged"
-            )
-    dist.barrier()
+    text = config_text or dump_yaml(settings)
+    notes = dist.from_main(lambda: _make_ready(folder, text, start, damaged))
     return Opened(state, notes)
+
+
+def _make_ready(
+    folder: RunFolder, config_text: str, start: Path | str, damaged: list[Path]
+) -> list[str]:
+    """Everything in its place for the run to start; returns what to tell."""
+    notes: list[str] = []
+    if start == "anew" and (aside := folder.set_aside()):
+        notes.append(f"the earlier run is now {aside}")
+    folder.prepare()
+    folder.claim()
+    write_text(folder.config, config_text)
+    if launches():
+        write_text(folder.launch, "\n".join(launches()) + "\n")
+    for file in damaged:
+        file.rename(file.with_name(f"{file.name}.damaged"))
+        notes.append(f"{file} is damaged: passed over for {start}, and kept as {file.name}.damaged")
+    return notes
 
 
 def _starting_point(folder: RunFolder, resume: str) -> tuple[Path | str, list[Path]]:

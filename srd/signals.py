@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -44,3 +47,19 @@ class StopSignals:
         if self.received == signal.SIGINT == number:
             raise KeyboardInterrupt
         self.received = number
+
+
+def stop_with_torchrun() -> None:
+    """Where torchrun started this process: take its death, even by SIGKILL, for a SIGTERM.
+
+    torchrun gives its processes sessions of their own, so that what kills it, and its process
+    group, leaves them at work. Linux only; elsewhere nothing happens.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        stop_with_parent()
+
+
+def stop_with_parent() -> None:
+    """Get SIGTERM when the process that started this one dies (prctl's PR_SET_PDEATHSIG)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM.value)

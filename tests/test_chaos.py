@@ -43,5 +43,5 @@ def test_fifty_kills(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_kills_and_other_numbers_of_processes(tmp_path: Path) -> None:
-    told = chaos(tmp_path, 10, ["1", "2"], "--epochs=60")
+    told = chaos(tmp_path, 10, ["1", "2"], "--epochs=100")
     assert "10 kills" in told and "\nthe same run" in told

@@ -59,13 +59,11 @@ def train(output: Path, environment: dict[str, str], *more: str) -> subprocess.P
     """The real launcher of the DeiT half."""
     command = ["scripts/train_deit.sh", *RUN, f"--output={output}", *more]
     return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        text=True,
-        stderr=subprocess.PIPE,
+        command, cwd=ROOT, env=environment, text=True, stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
-    )
+        # the tests may run in a shell's background, where SIGINT is ignored and cannot be trapped
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
 
 
 def wait_for_step(output: Path, step: int, process: subprocess.Popen[str]) -> None:
@@ -138,6 +136,26 @@ def test_a_crash_is_tried_again_and_then_told(launch: Any, tmp_path: Path) -> No
 def test_sigterm_saves_and_ends_with_143(tmp_path: Path, environment: dict[str, str]) -> None:
     stop(tmp_path, environment, 1, signal.SIGTERM, 500)
     assert not list(tmp_path.glob("tmp.*")), "the launcher's folder is left"
+
+
+def test_killed_outright_the_run_is_saved_and_goes_on(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """kill -9 of the launcher leaves nobody at work; the same command waits for what is saved."""
+    launcher = train(tmp_path, environment, "--epochs=500")
+    wait_for_step(tmp_path, 3, launcher)
+    launcher.kill()
+    environment = {**environment, "NPROC": "1"}
+    again = train(tmp_path, environment, "--epochs=500")
+    deadline = time.monotonic() + 60
+    log = tmp_path / "run" / "log.txt"
+    while "resuming" not in log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    again.send_signal(signal.SIGTERM)
+    _, told = again.communicate(timeout=100)
+    assert again.returncode == 143, told
+    steps = [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl", "step")]
+    assert steps == list(range(len(steps))), "two runs wrote the same folder"
 
 
 @pytest.mark.slow

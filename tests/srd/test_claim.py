@@ -1,0 +1,87 @@
+"""Two runs never write the same folder, and a dead one keeps nobody out."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from srd import claim as claims
+from srd.claim import claim
+from srd.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+    """`holder("lines")`: another process claims `tmp_path`, runs the lines, says `held`, and sleeps."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(lines: str = "") -> subprocess.Popen[str]:
+        script = f"""
+            import os, sys, time
+            from pathlib import Path
+            from srd.claim import claim
+            file = claim(Path({str(tmp_path)!r}))
+            {lines}
+            print("held", flush=True)
+            time.sleep(600)
+        """
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, text=True,
+            stdout=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+        started.append(process)
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        return process
+
+    yield start
+    for process in started:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+        process.communicate()
+
+
+def test_a_second_run_is_told_who_is_there(
+    tmp_path: Path, holder: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = holder()
+    monkeypatch.setattr(claims, "PATIENCE_SECONDS", 0.3)
+    with pytest.raises(UserError, match=rf"is in use by process {process.pid} on .*--name"):
+        claim(tmp_path)
+    process.kill()
+    process.wait()
+    assert claim(tmp_path) is not None
+
+
+def test_it_waits_for_one_that_is_leaving(
+    tmp_path: Path, holder: Callable[..., subprocess.Popen[str]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    process = holder("import threading; threading.Timer(1.5, os._exit, [0]).start()")
+    assert claim(tmp_path) is not None
+    told = capfd.readouterr().err
+    assert (
+        told == f"waiting for process {process.pid} on {os.uname().nodename} to leave {tmp_path}\n"
+    )
+
+
+def test_children_of_a_dead_run_keep_nobody_out(
+    tmp_path: Path, holder: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = holder("os.fork() or time.sleep(600)")
+    process.kill()
+    monkeypatch.setattr(claims, "PATIENCE_SECONDS", 5.0)  # for the system to clear it away
+    assert claim(tmp_path) is not None
+
+
+def test_a_folder_that_cannot_be_written_is_told_by_others(tmp_path: Path) -> None:
+    assert claim(tmp_path / "nowhere") is None
