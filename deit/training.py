@@ -21,8 +21,9 @@ from srd.device import Precision, choose_device, device_name, set_determinism
 from srd.errors import UserError
 from srd.evaluate import Accuracy
 from srd.log import RunLog, clock
+from srd.provenance import provenance
 from srd.released import REPOSITORY
-from srd.run import RunFolder, open_run, provenance
+from srd.run import RunFolder, open_run
 from srd.views import INIT, check_shares, seeded
 
 Trained = Literal["student", "teacher"]

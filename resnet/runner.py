@@ -19,7 +19,8 @@ from srd.device import Precision, choose_device, device_name, set_determinism
 from srd.evaluate import Accuracy
 from srd.log import RunLog, clock
 from srd.loop import Backward, Loop, Losses, Plan
-from srd.run import RunFolder, open_run, provenance
+from srd.provenance import provenance
+from srd.run import RunFolder, open_run
 from srd.views import INIT, seeded
 
 

@@ -147,7 +147,7 @@ def run(arguments: Sequence[str]) -> None:
     from srd.checkpoint import write_text
     from srd.errors import nearest
     from srd.log import RunLog
-    from srd.run import provenance
+    from srd.provenance import provenance
 
     flags = parse_strictly(make_parser(), arguments)
     for name in flags.names:

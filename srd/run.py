@@ -7,10 +7,7 @@ import json
 import os
 import platform
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -20,8 +17,6 @@ from srd.checkpoint import load_file, newest_whole, save_state, write_text
 from srd.claim import claim
 from srd.config import differences, dump_yaml
 from srd.errors import RunFailed, UserError
-
-PACKAGES = ("torch", "torchvision", "timm", "torchdistill", "numpy", "pillow")
 
 
 class RunFolder:
@@ -68,19 +63,29 @@ class RunFolder:
             for leftover in [*self.path.glob(".*.part"), *self.checkpoints.glob(".*.part")]:
                 leftover.unlink()
         except OSError as error:
-            raise UserError(
-                f"cannot write the output folder {self.path} ({error.strerror or error}); "
-                "set --output to a folder that you can write"
-            ) from None
+            raise self._unwritable(error) from None
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(
+            f"cannot write the output folder {self.path} ({error.strerror or error}); "
+            "set --output to a folder that you can write"
+        )
 
     def set_aside(self) -> Path | None:
-        """Rename an earlier run's folder out of the way; nothing is overwritten."""
+        """Rename an earlier run's folder out of the way; nothing is overwritten.
+
+        Raises:
+            UserError: it cannot be renamed.
+        """
         if not self.path.is_dir() or not any(self.path.iterdir()):
             return None
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
             number += 1
-        self.path.rename(aside)
+        try:
+            self.path.rename(aside)
+        except OSError as error:
+            raise self._unwritable(error) from None
         self.release()
         return aside
 
@@ -266,32 +271,3 @@ def _link(file: Path, name: Path) -> None:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS):
             raise
         shutil.copy2(file, name)
-
-
-def provenance() -> dict[str, Any]:
-    """Versions, machine, command and git commit of this process, for `result.json`."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return {"command": " ".join(sys.argv), "versions": versions, "git_commit": _git_commit()}
-
-
-def _git_commit() -> str | None:
-    """The checkout's commit, with `+changes` where tracked files differ from it."""
-    git = ["git", "-C", str(Path(__file__).resolve().parent)]
-    try:
-        commit = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
-        )
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True, text=True, timeout=10,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    if commit.returncode:
-        return None
-    return commit.stdout.strip() + ("+changes" if changed.stdout.strip() else "")

@@ -80,8 +80,9 @@ def test_a_disk_that_is_read_only(
     strike(lambda: os.kill(os.getpid(), signal.SIGTERM), 4)
     assert deit(*command(recipe, small_disk)).code == 143
     remount("ro")
-    refused = deit(*command(recipe, small_disk))
-    assert refused.code == 2 and "--output" in refused.err and "Traceback" not in refused.err
+    for resume in ("auto", "none"):
+        refused = deit(*command(recipe, small_disk), f"--resume={resume}")
+        assert refused.code == 2 and "--output" in refused.err and "Traceback" not in refused.err
     check_untouched(open_run(small_disk / "run"), 5)
     remount("rw")
     assert deit(*command(recipe, small_disk)).code == 0

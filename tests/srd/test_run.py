@@ -13,7 +13,8 @@ import yaml
 
 from srd.checkpoint import load_file, save_state
 from srd.errors import UserError
-from srd.run import RunFolder, load_resume, open_run, provenance
+from srd.provenance import provenance
+from srd.run import RunFolder, load_resume, open_run
 from srd.signals import StopSignals
 
 RECIPE = {"seed": 0, "name": "a", "optim": {"lr": 0.1}, "train": {"epochs": 3}}
