@@ -65,6 +65,7 @@ def _train(config: Config, trained: Trained, device: torch.device) -> None:
     settings = to_mapping(config)
     opened = open_run(folder, config.resume, settings, {"identity": identity}, NOT_RECIPE)
     if opened.state is not None and (done := folder.read_result()) is not None:
+        folder.release()
         if dist.is_main():
             scores = f"acc1 {done['acc1']:.2f}, best {done['best_acc1']:.2f}"
             print(f"already finished: {scores}; see {folder.path}")
@@ -142,7 +143,7 @@ def prepare(
     task: Task, teacher: LoadedTeacher | None, config: Config, precision: Precision
 ) -> nn.Module:
     """Global batch norms, types, memory layout, compilation; returns what the engine calls."""
-    if config.train.global_statistics and dist.world_size() > 1:
+    if config.train.global_statistics:
         dist.use_global_batch_norm(task.model)
     task.to(precision.dtype)
     networks: list[Any] = [task.model, *([teacher.model] if teacher else [])]

@@ -142,7 +142,7 @@ def run(options: Options) -> None:
 
 def prepare(models: Models, recipe: Recipe, precision: Precision) -> None:
     """Global batch norms, types and memory layout of the networks."""
-    if recipe.run.global_statistics and dist.world_size() > 1:
+    if recipe.run.global_statistics:
         dist.use_global_batch_norm(models.student)
     for model in (models.student, models.teacher):
         if model is not None:
@@ -171,6 +171,7 @@ def _train(
         folder, options.resume, recipe.settings, {"identity": identity}, NOT_RECIPE, recipe.text
     )
     if opened.state is not None and (done := folder.read_result()) is not None:
+        folder.release()
         if dist.is_main():
             print(f"already finished: acc1 {done['acc1']:.2f}; see {folder.path}")
         return

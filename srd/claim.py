@@ -17,40 +17,64 @@ from srd.errors import UserError
 PATIENCE_SECONDS = 30.0  # for an earlier life of the run, which may be saving
 
 
-def claim(folder: Path) -> BinaryIO | None:
-    """Keep other processes, on other machines too, from writing a run in `folder`.
+class Claim:
+    """Keeps other processes, on other machines too, from writing a run in `folder`.
 
-    Returns:
-        What holds the claim until it is closed; None where the folder cannot be written. On a file
-        system without locks nothing is claimed.
+    Where the folder cannot be written, or its file system knows no locks, it keeps nobody out.
 
     Raises:
-        UserError: another process holds it, and did not leave in `PATIENCE_SECONDS`.
+        UserError: another process is there, and did not leave in `PATIENCE_SECONDS`.
     """
-    try:
-        file = (folder / ".lock").open("ab+", buffering=0)
-    except OSError:
-        return None
-    started, told = time.monotonic(), False
-    while not _locked(file):
-        file.seek(0)
-        holder = file.read().decode(errors="replace").strip() or "another process"
-        if time.monotonic() - started > PATIENCE_SECONDS:
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / ".lock"
+        started, told = time.monotonic(), False
+        while (file := self._open()) is not None:
+            free = _lock(file)
+            if free and self._is_mine(file):
+                break
+            holder = file.read().decode(errors="replace") or "another process"
             file.close()
-            raise UserError(
-                f"{folder} is in use by {holder}: wait for it, stop it, or use another --name"
-            )
-        if not told:
-            print(f"waiting for {holder} to leave {folder}", file=sys.stderr)
-            told = True
-        time.sleep(0.1)
-    with suppress(OSError):  # a full disk: the name is a courtesy
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}".encode())
-    return file
+            if free:
+                continue  # the one before took its file away when it left
+            if time.monotonic() - started > PATIENCE_SECONDS:
+                raise UserError(
+                    f"{folder} is in use by {holder}: wait for it, stop it, or use another --name"
+                )
+            if not told:
+                print(f"waiting for {holder} to leave {folder}", file=sys.stderr)
+                told = True
+            time.sleep(0.1)
+        self.file = file
+        if file is not None:
+            with suppress(OSError):  # a full disk: the name is a courtesy
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {platform.node()}".encode())
+
+    def release(self) -> None:
+        """Let others in, and leave no file."""
+        if self.file is not None:
+            with suppress(OSError):
+                self.path.unlink()
+            self.file.close()
+
+    def _open(self) -> BinaryIO | None:
+        try:
+            file = self.path.open("ab+", buffering=0)
+        except OSError:
+            return None
+        file.seek(0)
+        return file
+
+    def _is_mine(self, file: BinaryIO) -> bool:
+        """Whether what is locked is the file that others would open."""
+        try:
+            return os.path.samestat(os.fstat(file.fileno()), self.path.stat())
+        except OSError:
+            return False
 
 
-def _locked(file: BinaryIO) -> bool:
+def _lock(file: BinaryIO) -> bool:
     # A POSIX lock belongs to the process alone: a loader's worker that outlives it keeps nothing.
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -239,20 +239,23 @@ def reduce_sum(x: Tensor) -> Tensor:
 class GlobalBatchNorm2d(nn.BatchNorm2d):
     """`nn.BatchNorm2d` whose training statistics are those of the global batch.
 
-    Unlike `nn.SyncBatchNorm` it also works on the CPU (gloo), and with one process it *is*
-    `nn.BatchNorm2d`. State-dict names are those of `nn.BatchNorm2d`.
-    Shapes: (B, C, H, W) to (B, C, H, W).
+    Unlike `nn.SyncBatchNorm` it also works on the CPU (gloo). There it sums in float64, alone too:
+    as long as the weights are the same, any number of processes computes the same bits, and no
+    rounding puts a value on the other side of a ReLU. Alone on a GPU it *is* `nn.BatchNorm2d`.
+    State-dict names are those of `nn.BatchNorm2d`. Shapes: (B, C, H, W) to (B, C, H, W).
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if world_size() == 1 or not self.training:
+        if not self.training or (world_size() == 1 and x.device.type != "cpu"):
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
             work = x.to(torch.promote_types(torch.float32, x.dtype))
             count = work.numel() // work.shape[1] * world_size()
-            mean = global_sum(work.sum(dim=(0, 2, 3))) / count
+            wide = torch.float64 if x.device.type == "cpu" else work.dtype
+            mean = (global_sum(work.sum(dim=(0, 2, 3), dtype=wide)) / count).to(work.dtype)
             centred = work - mean[:, None, None]
-            variance = global_sum(centred.square().sum(dim=(0, 2, 3))) / count
+            squares = centred.square().sum(dim=(0, 2, 3), dtype=wide)
+            variance = (global_sum(squares) / count).to(work.dtype)
             self._track(mean.detach(), variance.detach(), count)
             scale = torch.rsqrt(variance + self.eps)
             if self.weight is not None:

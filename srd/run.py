@@ -10,11 +10,11 @@ import shutil
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from srd import dist
 from srd.checkpoint import load_file, newest_whole, save_state, write_text
-from srd.claim import claim
+from srd.claim import Claim
 from srd.config import differences, dump_yaml
 from srd.errors import RunFailed, UserError
 
@@ -32,7 +32,7 @@ class RunFolder:
         self.student = self.path / "student.safetensors"
         self.result = self.path / "result.json"
         self.launch = self.path / ".launch"
-        self._claim: BinaryIO | None = None
+        self._claim: Claim | None = None
 
     def claim(self) -> None:
         """Keep other processes out, if the folder is there, until `release` or this one's end.
@@ -41,12 +41,12 @@ class RunFolder:
             UserError: another process is at work in it.
         """
         if self._claim is None and self.path.is_dir():
-            self._claim = claim(self.path)
+            self._claim = Claim(self.path)
 
     def release(self) -> None:
         """Let other processes in."""
         if self._claim is not None:
-            self._claim.close()
+            self._claim.release()
             self._claim = None
 
     def prepare(self) -> None:
@@ -82,11 +82,11 @@ class RunFolder:
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
             number += 1
+        self.release()
         try:
             self.path.rename(aside)
         except OSError as error:
             raise self._unwritable(error) from None
-        self.release()
         return aside
 
     def was_started_by_this_launch(self) -> bool:
@@ -201,15 +201,20 @@ def open_run(
             it, or the checkpoint belongs to another recipe.
     """
     dist.from_main(folder.claim)
-    start, damaged = dist.from_main(lambda: _starting_point(folder, resume))
-    path = start if isinstance(start, Path) else None
-    if path is not None and (blind := dist.ranks_where(not path.is_file())):
-        raise UserError(
-            f"process {blind[0]} does not see {path}: --output must be a folder that all machines share"
-        )
-    state = load_resume(path, {**settings, **identity}, not_recipe) if path else None
-    text = config_text or dump_yaml(settings)
-    notes = dist.from_main(lambda: _make_ready(folder, text, start, damaged))
+    try:
+        start, damaged = dist.from_main(lambda: _starting_point(folder, resume))
+        path = start if isinstance(start, Path) else None
+        if path is not None and (blind := dist.ranks_where(not path.is_file())):
+            raise UserError(
+                f"process {blind[0]} does not see {path}: --output must be a folder that all "
+                "machines share"
+            )
+        state = load_resume(path, {**settings, **identity}, not_recipe) if path else None
+        text = config_text or dump_yaml(settings)
+        notes = dist.from_main(lambda: _make_ready(folder, text, start, damaged))
+    except UserError:
+        folder.release()
+        raise
     return Opened(state, notes)
 
 

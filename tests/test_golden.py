@@ -58,6 +58,7 @@ def curve(case: str, folder: Path) -> list[dict[str, float]]:
         "--device=cpu",
         "--batch-size=20",
         "--set=optim.warmup_epochs=30",
+        "--set=optim.lr=0.008",
         "--epochs=3",
         "--set=data.images_per_class=4",
         "--set=train.evaluate_every=0",

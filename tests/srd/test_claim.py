@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from srd import claim as claims
-from srd.claim import claim
+from srd.claim import Claim
 from srd.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,8 +28,8 @@ def holder(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
         script = f"""
             import os, sys, time
             from pathlib import Path
-            from srd.claim import claim
-            file = claim(Path({str(tmp_path)!r}))
+            from srd.claim import Claim
+            claim = Claim(Path({str(tmp_path)!r}))
             {lines}
             print("held", flush=True)
             time.sleep(600)
@@ -57,17 +57,17 @@ def test_a_second_run_is_told_who_is_there(
     process = holder()
     monkeypatch.setattr(claims, "PATIENCE_SECONDS", 0.3)
     with pytest.raises(UserError, match=rf"is in use by process {process.pid} on .*--name"):
-        claim(tmp_path)
+        Claim(tmp_path)
     process.kill()
     process.wait()
-    assert claim(tmp_path) is not None
+    assert Claim(tmp_path).file is not None
 
 
 def test_it_waits_for_one_that_is_leaving(
     tmp_path: Path, holder: Callable[..., subprocess.Popen[str]], capfd: pytest.CaptureFixture[str]
 ) -> None:
     process = holder("import threading; threading.Timer(1.5, os._exit, [0]).start()")
-    assert claim(tmp_path) is not None
+    assert Claim(tmp_path).file is not None
     told = capfd.readouterr().err
     assert (
         told == f"waiting for process {process.pid} on {os.uname().nodename} to leave {tmp_path}\n"
@@ -80,8 +80,18 @@ def test_children_of_a_dead_run_keep_nobody_out(
     process = holder("os.fork() or time.sleep(600)")
     process.kill()
     monkeypatch.setattr(claims, "PATIENCE_SECONDS", 5.0)  # for the system to clear it away
-    assert claim(tmp_path) is not None
+    assert Claim(tmp_path).file is not None
 
 
 def test_a_folder_that_cannot_be_written_is_told_by_others(tmp_path: Path) -> None:
-    assert claim(tmp_path / "nowhere") is None
+    assert Claim(tmp_path / "nowhere").file is None
+
+
+def test_who_leaves_takes_the_file_away(
+    tmp_path: Path, holder: Callable[..., subprocess.Popen[str]]
+) -> None:
+    holder("import threading; threading.Timer(1.5, claim.release).start()")
+    second = Claim(tmp_path)  # it waited at a file that is no longer there
+    assert second.file is not None and second.path.read_text().startswith(f"process {os.getpid()}")
+    second.release()
+    assert os.listdir(tmp_path) == []

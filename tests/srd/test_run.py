@@ -250,7 +250,7 @@ def test_a_changed_recipe_is_named_and_nothing_is_written(tmp_path: Path) -> Non
     said = str(caught.value)
     assert "optim.lr: 0.1 -> 0.2" in said and "train.epochs: 3 -> 4" in said
     assert "name: " not in said and "--resume none" in said and "\n" not in said
-    assert not folder.config.exists()
+    assert os.listdir(folder.path) == ["checkpoints"]
 
 
 def test_another_identity_is_another_recipe(tmp_path: Path) -> None:

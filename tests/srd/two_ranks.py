@@ -70,6 +70,17 @@ def batch_norm(**settings: Any) -> dict[str, Tensor]:
         return {**seen, "evaluated": network.eval()(images)}
 
 
+def float32_forward() -> dict[str, Tensor]:
+    """Convolutions and batch norms in float32, over values far from zero."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16)
+    )
+    network = dist.use_global_batch_norm(network)
+    images = my_half(random(BATCH, 3, 16, 16, seed=1)).float() * 3 + 5
+    return {"out": network(images).detach(), **dict(network.named_buffers())}
+
+
 def local_loss() -> dict[str, Tensor]:
     torch.manual_seed(0)
     loss = SimpleRecipeLoss(D_S, D_T, across_ranks=False).double()
@@ -107,6 +118,7 @@ def results() -> dict[str, dict[str, Tensor]]:
     found["still"] = batch_norm(momentum=0.0)
     found["no statistics"] = batch_norm(track_running_stats=False)
     found["no statistics"].pop("evaluated")  # of the batch in evaluation too: each rank's own
+    found["float32"] = float32_forward()
     found["accumulated"] = accumulated()
     found["accuracy"] = accuracy()
     return found
