@@ -19,7 +19,7 @@ if [ "${1:-}" = --resnet ]; then
   }
   echo "== the teacher: ResNet-34 on 1,297 digits"
   resnet resnet_teacher digits_teacher
-  for seed in ${SEEDS:-0}; do
+  for seed in ${SEEDS:-0 1 2}; do
     echo "== the student: ResNet-18 on 100 digits, alone and distilled, seed $seed"
     resnet resnet_alone "alone_seed$seed" --seed "$seed"
     resnet resnet "distilled_seed$seed" --seed "$seed"

@@ -85,7 +85,7 @@ def picture(groups: dict[str, list[Run]], path: Path) -> None:
         bars.plot([position] * len(finals), finals, "k.", markersize=5)
         bars.annotate(
             f"{mean(finals):.1f}",
-            (position, max(finals)),
+            (position, max(*finals, mean(finals) + (error or 0))),
             (0, 8),
             textcoords="offset points",
             ha="center",
