@@ -13,13 +13,13 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torchdistill.common import yaml_util
 
-from resnet.trust import check_module, check_name
+from resnet.trust import check_module, check_name, check_object, forbid_pickled_code
 from srd.config import STRICT, Amp, Layer, build
 from srd.errors import UserError, nearest
 
 IMPORTS = ("!import_get", "!import_call", "!import_call_method")
 PATHS = ("!join", "!pathjoin", "!expanduser", "!abspath")
-OBJECTS = ("!call_method", "!getattr", "!setattr", "!access_by_index_or_key")
+PARTS = ("!getattr", "!access_by_index_or_key")
 PLAIN = tuple(
     f"tag:yaml.org,2002:{name}"
     for name in ("str", "int", "float", "bool", "null", "seq", "map", "merge")
@@ -73,7 +73,22 @@ class Recipe(NamedTuple):
 
 
 class _Loader(yaml.FullLoader):
-    """FullLoader with torchdistill's tags, and `1e-4` read as a number."""
+    """FullLoader with torchdistill's tags, and `1e-4` read as a number.
+
+    Where `path` is set, what the file reaches through an object is checked (`resnet.trust`).
+    """
+
+    path: Path | None = None
+
+    def part(self, node: yaml.Node) -> Any:
+        """Build an attribute or an item of an object."""
+        build = yaml_util.yaml_getattr
+        if node.tag == "!access_by_index_or_key":
+            build = yaml_util.yaml_access_by_index_or_key
+        found = build(self, node)
+        if self.path is not None:
+            check_object(found, f"a {type(found).__name__}", _at(self.path, node))
+        return found
 
 
 _EXPONENT = re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
@@ -87,9 +102,9 @@ for _tag, _build in {
     "!import_call": yaml_util.yaml_import_call,
     "!import_call_method": yaml_util.yaml_import_call_method,
     "!call_method": yaml_util.yaml_call_method,
-    "!getattr": yaml_util.yaml_getattr,
+    "!getattr": _Loader.part,
     "!setattr": yaml_util.yaml_setattr,
-    "!access_by_index_or_key": yaml_util.yaml_access_by_index_or_key,
+    "!access_by_index_or_key": _Loader.part,
 }.items():
     _Loader.add_constructor(_tag, _build)
 
@@ -99,7 +114,8 @@ def read_recipe(path: str | Path, data_path: str | None = None, trusted: bool = 
 
     Args:
         data_path: takes the place of the file's `root_dir`; so does the variable SRD_DATA.
-        trusted: skip the check of what the file names.
+        trusted: skip the check of what the file names. Otherwise this process reads weights only,
+            from here on (`resnet.trust.forbid_pickled_code`).
 
     Raises:
         UserError: no file, malformed (with its line), an unknown section or `run` key, a name that
@@ -121,6 +137,7 @@ def read_recipe(path: str | Path, data_path: str | None = None, trusted: bool = 
             f"{path} has no section {missing[0]!r}: is it a torchdistill configuration?"
         )
     if not trusted:
+        forbid_pickled_code()
         for node in _walk(root):
             _check(node, path)
         _check_dependencies(sections.get("dependencies"), path)
@@ -130,7 +147,7 @@ def read_recipe(path: str | Path, data_path: str | None = None, trusted: bool = 
             raise UserError(f"{path} has no `root_dir:` line whose place --data-path could take")
         sections["root_dir"].value = override
     run = build(Run, [Layer(f"{path}, run", settings.get("run") or {})])
-    return Recipe(_construct(root, path), run, text, settings)
+    return Recipe(_construct(root, path, trusted), run, text, settings)
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
@@ -158,8 +175,9 @@ def _compose(text: str, path: Path) -> yaml.MappingNode:
     return root
 
 
-def _construct(root: yaml.Node, path: Path) -> dict[str, Any]:
+def _construct(root: yaml.Node, path: Path, trusted: bool) -> dict[str, Any]:
     loader = _Loader("")
+    loader.path = None if trusted else path
     try:
         return loader.construct_document(root)
     except UserError:
@@ -190,18 +208,16 @@ def _walk(node: yaml.Node) -> Iterator[yaml.Node]:
 def _check(node: yaml.Node, path: Path) -> None:
     where = _at(path, node)
     if node.tag in IMPORTS:
-        entry = _scalars(node, ("key", "package", "class_name", "method_name"), where)
-        name = [entry.get(key) for key in ("package", "class_name", "method_name", "key")]
-        check_name(".".join(part for part in name if part), where)
-    elif node.tag in OBJECTS:
-        attributes = node.value if isinstance(node, yaml.SequenceNode) else []
-        names = [item.value for item in attributes[1:2] if isinstance(item, yaml.ScalarNode)]
-        if isinstance(node, yaml.MappingNode) and node.tag == "!call_method":
-            names = [_scalars(node, ("method_name",), where)["method_name"]]
-        if node.tag != "!access_by_index_or_key" and (not names or names[0].startswith("_")):
-            raise UserError(f"{where}: {node.tag} may only name a public attribute, as plain text")
-    elif node.tag not in (*PATHS, *PLAIN):
-        raise UserError(f"{where}: the tag {node.tag} is not one that a configuration may use")
+        check_name(*_imported(node, where), where)
+    elif node.tag == "!getattr":
+        names = node.value[1:2] if isinstance(node, yaml.SequenceNode) else []
+        if not names or not isinstance(names[0], yaml.ScalarNode) or names[0].value[:1] == "_":
+            raise UserError(f"{where}: !getattr may only name a public attribute, as plain text")
+    elif node.tag not in (*PATHS, *PARTS, *PLAIN):
+        raise UserError(
+            f"{where}: the tag {node.tag} is not one that a configuration may use; "
+            "--trust-config runs a file that you have read and trust"
+        )
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value == "repo_or_dir":
@@ -209,6 +225,18 @@ def _check(node: yaml.Node, path: Path) -> None:
                     f"{_at(path, value)}: repo_or_dir runs the code of a repository: refused; "
                     "--trust-config runs a file that you have read and trust"
                 )
+
+
+def _imported(node: yaml.Node, where: str) -> tuple[str, list[str]]:
+    """The module and the attributes in it that torchdistill takes from an import's node."""
+    entry = _scalars(node, ("key", "package", "class_name", "method_name"), where)
+    names = [entry.get("key", "")]
+    if node.tag == "!import_call_method":
+        names = [entry.get("class_name", ""), entry.get("method_name", "")]
+    if all(names) and "package" in entry:
+        return entry["package"], names
+    parts = (entry.get("package") or entry.get("key", "")).split(".")
+    return ".".join(parts[: -len(names)]), parts[-len(names) :]
 
 
 def _check_dependencies(node: yaml.Node | None, path: Path) -> None:
@@ -227,11 +255,13 @@ def _scalars(node: yaml.Node, keys: tuple[str, ...], where: str) -> dict[str, st
     """The plain-text values of `keys` in a mapping; a computed one is a UserError."""
     if not isinstance(node, yaml.MappingNode):
         raise UserError(f"{where}: {node.tag} needs `key: ...`")
-    found = {}
+    found: dict[str, str] = {}
     for key, value in node.value:
         if key.value in ("<<",) or not isinstance(key, yaml.ScalarNode):
             raise UserError(f"{where}: {node.tag} must be written out, without merge keys")
-        if key.value in keys and not (value.tag.endswith(":null")):
+        if key.value in keys and value.tag.endswith(":null"):
+            found.pop(key.value, None)  # of the same key twice, the last one counts
+        elif key.value in keys:
             if not isinstance(value, yaml.ScalarNode) or not value.tag.endswith(":str"):
                 raise UserError(f"{where}: {key.value} of {node.tag} must be plain text")
             found[key.value] = value.value

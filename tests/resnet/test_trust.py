@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from resnet.recipe import read_recipe
 from srd.errors import UserError
@@ -15,6 +17,14 @@ ALLOWED = [
     "!import_call {key: Resize, package: torchvision.transforms, init: {args: [8]}}",
     "!join [a, b]",
     "!getattr [!import_get {key: torchvision.models.ResNet18_Weights}, IMAGENET1K_V1]",
+    "!import_get {key: torchvision.models.alexnet}",  # a module of this name is there too
+    "!import_get {key: torch.float32}",
+    "!import_get {key: torch.nn.functional.gelu}",
+    "!import_get {key: srd.distill.distillation_kl}",
+    "!import_call_method {package: torch.nn.Linear.extra_repr, init: {args: [!import_call "
+    "{key: torch.nn.Linear, init: {args: [1, 1]}}]}}",
+    "!access_by_index_or_key {data: !getattr [!import_get {key: torchvision.datasets.CIFAR10}, "
+    "meta], index_or_key: key}",
 ]
 HOSTILE = [
     "!import_call {key: os.system, init: {args: ['touch PATH']}}",
@@ -43,12 +53,48 @@ HOSTILE = [
     "!!python/object/apply:os.system ['touch PATH']",
     "!!python/name:os.system ''",
     "!import_call {<<: {key: os.system}, init: {args: ['touch PATH']}}",
+    "!import_call_method {package: torch.nn, package: null, class_name: os, method_name: system}",
+    # Modules hold more than what they define.
+    "!import_call_method {package: torch.nn.modules.module, class_name: torch, method_name: load, "
+    "init: {args: [EVIL], kwargs: {weights_only: false}}}",
+    "!import_call_method {package: torch.nn.modules.module.torch.load, "
+    "init: {args: [EVIL], kwargs: {weights_only: false}}}",
+    "!import_call {key: timm.models.helpers.load_state_dict, "
+    "init: {args: [EVIL], kwargs: {weights_only: false}}}",
+    "!import_call {key: torchdistill.models.registry.get_model, "
+    "init: {args: [model, REPO], kwargs: {source: local}}}",
+    "!import_get {key: torchvision.datasets.LSUN}",
+    "!import_call {key: srd.claim.Claim, init: {args: [PATH]}}",
+    "!import_get {key: srd.provenance.provenance}",
+    "!import_get {key: resnet.extension.UserError}",
+    # Objects lead to others: weights to the partial of what prepares their images.
+    "!getattr [!getattr [!getattr [!import_get {key: torchvision.models.ResNet18_Weights}, "
+    "IMAGENET1K_V1], value], transforms]",
+    "!call_method {obj: !getattr [!import_get {key: torchvision.datasets.CIFAR10}, meta], "
+    "method_name: clear}",
+    "!setattr [!import_get {key: torchvision.datasets.CIFAR10}, tgz_md5, x]",
 ]
 
 
+class Pickled:
+    """Unpickling it leaves `proof` behind."""
+
+    def __init__(self, proof: Path) -> None:
+        self.command = f"touch {proof}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.system, (self.command,)
+
+
 def write(folder: Path, text: str) -> Path:
+    """A recipe, beside a checkpoint and a repository that leave `proof` behind when they run."""
+    torch.save({"weight": Pickled(folder / "proof")}, folder / "evil.pth")
+    code = f"import pathlib\npathlib.Path({str(folder / 'proof')!r}).touch()\ndef model(): ...\n"
+    (folder / "hubconf.py").write_text(code)
+    for word, path in (("PATH", "proof"), ("EVIL", "evil.pth"), ("REPO", ".")):
+        text = text.replace(word, str(folder / path))
     path = folder / "recipe.yaml"
-    path.write_text(text.replace("PATH", str(folder / "proof")) + REST)
+    path.write_text(text + REST)
     return path
 
 
@@ -66,6 +112,18 @@ def test_hostile_names_are_refused_with_their_line_and_nothing_ran(
     assert not (tmp_path / "proof").exists()
 
 
+def test_what_an_allowed_call_loads_is_weights_only(tmp_path: Path) -> None:
+    text = (
+        "!import_call {key: timm.create_model, "
+        "init: {kwargs: {model_name: test_resnet, checkpoint_path: EVIL}}}"
+    )
+    with pytest.raises(UserError, match="building what it names failed"):
+        read_recipe(write(tmp_path, f"run: {{}}\nroot_dir: {text}"))
+    with pytest.raises(Exception, match=r"[Ww]eights"):
+        torch.load(tmp_path / "evil.pth", weights_only=False)
+    assert not (tmp_path / "proof").exists()
+
+
 def test_dependencies_are_checked(tmp_path: Path) -> None:
     for module in ("os", "antigravity", "resnet.main", "torch.hub"):
         with pytest.raises(UserError, match="refused"):
@@ -78,6 +136,8 @@ def test_repositories_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_trusted_file_may_name_anything(tmp_path: Path) -> None:
+    partial = next(text for text in HOSTILE if "value], transforms" in text)
+    read_recipe(write(tmp_path, f"run: {{}}\nroot_dir: {partial}"), trusted=True)
     text = "root_dir: !import_call {key: os.path.join, init: {args: [a, b]}}"
     assert read_recipe(write(tmp_path, text), trusted=True).config["root_dir"] == "a/b"
 
