@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -19,7 +19,7 @@ from srd.errors import UserError, nearest
 
 IMPORTS = ("!import_get", "!import_call", "!import_call_method")
 PATHS = ("!join", "!pathjoin", "!expanduser", "!abspath")
-PARTS = ("!getattr", "!access_by_index_or_key")
+ITEM = "!access_by_index_or_key"
 PLAIN = tuple(
     f"tag:yaml.org,2002:{name}"
     for name in ("str", "int", "float", "bool", "null", "seq", "map", "merge")
@@ -80,15 +80,17 @@ class _Loader(yaml.FullLoader):
 
     path: Path | None = None
 
-    def part(self, node: yaml.Node) -> Any:
-        """Build an attribute or an item of an object."""
-        build = yaml_util.yaml_getattr
-        if node.tag == "!access_by_index_or_key":
-            build = yaml_util.yaml_access_by_index_or_key
-        found = build(self, node)
-        if self.path is not None:
-            check_object(found, f"a {type(found).__name__}", _at(self.path, node))
+
+def _checked(build: Callable[[_Loader, yaml.Node], Any]) -> Callable[[_Loader, yaml.Node], Any]:
+    """A constructor that refuses what a file may not reach."""
+
+    def construct(loader: _Loader, node: yaml.Node) -> Any:
+        found = build(loader, node)
+        if loader.path is not None:
+            check_object(found, f"a {type(found).__name__}", _at(loader.path, node))
         return found
+
+    return construct
 
 
 _EXPONENT = re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
@@ -102,9 +104,9 @@ for _tag, _build in {
     "!import_call": yaml_util.yaml_import_call,
     "!import_call_method": yaml_util.yaml_import_call_method,
     "!call_method": yaml_util.yaml_call_method,
-    "!getattr": _Loader.part,
+    "!getattr": _checked(yaml_util.yaml_getattr),
     "!setattr": yaml_util.yaml_setattr,
-    "!access_by_index_or_key": _Loader.part,
+    ITEM: _checked(yaml_util.yaml_access_by_index_or_key),
 }.items():
     _Loader.add_constructor(_tag, _build)
 
@@ -213,7 +215,7 @@ def _check(node: yaml.Node, path: Path) -> None:
         names = node.value[1:2] if isinstance(node, yaml.SequenceNode) else []
         if not names or not isinstance(names[0], yaml.ScalarNode) or names[0].value[:1] == "_":
             raise UserError(f"{where}: !getattr may only name a public attribute, as plain text")
-    elif node.tag not in (*PATHS, *PARTS, *PLAIN):
+    elif node.tag not in (*PATHS, ITEM, *PLAIN):
         raise UserError(
             f"{where}: the tag {node.tag} is not one that a configuration may use; "
             "--trust-config runs a file that you have read and trust"
@@ -222,8 +224,7 @@ def _check(node: yaml.Node, path: Path) -> None:
         for key, value in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value == "repo_or_dir":
                 raise UserError(
-                    f"{_at(path, value)}: repo_or_dir runs the code of a repository: refused; "
-                    "--trust-config runs a file that you have read and trust"
+                    f"{_at(path, value)}: repo_or_dir runs the code of a repository: not supported"
                 )
 
 
@@ -259,9 +260,7 @@ def _scalars(node: yaml.Node, keys: tuple[str, ...], where: str) -> dict[str, st
     for key, value in node.value:
         if key.value in ("<<",) or not isinstance(key, yaml.ScalarNode):
             raise UserError(f"{where}: {node.tag} must be written out, without merge keys")
-        if key.value in keys and value.tag.endswith(":null"):
-            found.pop(key.value, None)  # of the same key twice, the last one counts
-        elif key.value in keys:
+        if key.value in keys:
             if not isinstance(value, yaml.ScalarNode) or not value.tag.endswith(":str"):
                 raise UserError(f"{where}: {key.value} of {node.tag} must be plain text")
             found[key.value] = value.value

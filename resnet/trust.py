@@ -44,11 +44,8 @@ ALLOWED = (
     "srd.distill",
     "resnet.extension",
 )
-DEFINED = (
-    *ALLOWED,
-    "torch.dtype",
-    "torch._C._nn",
-)  # torch.float32's class, torch.nn.functional.gelu
+# The home of torch.float32's class, and of torch.nn.functional.gelu.
+DEFINED = (*ALLOWED, "torch.dtype", "torch._C._nn")
 ROOTS = ("torch", "torchvision", "timm", "torchdistill", "srd", "resnet")
 PLAIN = (str, int, float, bool, tuple, list, dict, type(None))
 # Inside ALLOWED, but they load files with pickle, write files, or run what they are given.

@@ -30,13 +30,10 @@ class Claim:
         self.path = folder / ".lock"
         started, told = time.monotonic(), False
         while (file := self._open()) is not None:
-            free = _lock(file)
-            if free and self._is_mine(file):
+            if _lock(file) and self._is_mine(file):
                 break
             holder = file.read().decode(errors="replace") or "another process"
             file.close()
-            if free:
-                continue  # the one before took its file away when it left
             if time.monotonic() - started > PATIENCE_SECONDS:
                 raise UserError(
                     f"{folder} is in use by {holder}: wait for it, stop it, or use another --name"

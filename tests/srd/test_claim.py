@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -95,3 +96,19 @@ def test_who_leaves_takes_the_file_away(
     assert second.file is not None and second.path.read_text().startswith(f"process {os.getpid()}")
     second.release()
     assert os.listdir(tmp_path) == []
+
+
+def test_a_file_that_is_taken_away_between_opening_and_locking_is_not_a_claim(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, taken = claims._lock, []
+
+    def lock_late(file: BinaryIO) -> bool:
+        if not taken:  # the one before leaves now
+            taken.append((tmp_path / ".lock").unlink())
+        return lock(file)
+
+    monkeypatch.setattr(claims, "_lock", lock_late)
+    claim = Claim(tmp_path)
+    assert claim.file is not None
+    assert os.path.samestat(os.fstat(claim.file.fileno()), (tmp_path / ".lock").stat())

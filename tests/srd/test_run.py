@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from srd.provenance import provenance
 from srd.run import RunFolder, load_resume, open_run
 from srd.signals import StopSignals
 
+ROOT = Path(__file__).resolve().parents[2]
 RECIPE = {"seed": 0, "name": "a", "optim": {"lr": 0.1}, "train": {"epochs": 3}}
 NOT_RECIPE = ("name",)
 
@@ -240,6 +243,42 @@ def test_resume_from_a_file(tmp_path: Path) -> None:
     assert reopen(folder, str(tmp_path / "elsewhere.pth"))["name"] == "elsewhere"
     with pytest.raises(UserError, match="no checkpoint at"):
         reopen(folder, str(tmp_path / "nowhere.pth"))
+
+
+@pytest.mark.parametrize("resume", ["auto", "none"])
+def test_a_run_keeps_others_out_of_its_folder_until_it_is_released(
+    tmp_path: Path, resume: str
+) -> None:
+    lock = tmp_path / "a" / ".lock"
+    for folder in (RunFolder(tmp_path, "a"), folder_with(tmp_path, "last.pth")):  # new, then old
+        reopen(folder, resume)
+        assert lock.read_text().startswith(f"process {os.getpid()}")
+        folder.release()
+        assert not lock.exists()
+
+
+# Another process's run: saves once more after a second, and leaves.
+LEAVING = f"""
+import sys, time
+from srd.run import RunFolder
+folder = RunFolder(sys.argv[1], "a")
+folder.prepare()
+folder.claim()
+print("there", flush=True)
+time.sleep(1)
+folder.save(folder.last, {state_of(name="saved on leaving")})
+"""
+
+
+def test_a_run_goes_on_from_what_the_one_before_saved_on_leaving(tmp_path: Path) -> None:
+    leaving = subprocess.Popen(
+        [sys.executable, "-c", LEAVING, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE
+    )
+    assert leaving.stdout is not None and leaving.stdout.readline() == b"there\n"
+    state = reopen(RunFolder(tmp_path, "a"))
+    assert state is not None and state["name"] == "saved on leaving"
+    assert leaving.wait(timeout=30) == 0
+    leaving.stdout.close()
 
 
 def test_a_changed_recipe_is_named_and_nothing_is_written(tmp_path: Path) -> None:
