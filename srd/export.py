@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import runpy
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator
@@ -23,6 +24,7 @@ from srd.classifier import OWN_SECTION, Classifier
 from srd.errors import RunFailed, UserError
 from srd.formats import CARD, CONFIG, FORMATS, ONNX, TORCH, WEIGHTS
 from srd.graphs import need_onnx, trace, write_onnx, write_torch
+from srd.released import REPOSITORY
 
 
 def export(
@@ -163,3 +165,7 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+if __name__ == "__main__":  # `python -m srd.export` is the same command
+    runpy.run_path(str(REPOSITORY / "scripts" / "export.py"), run_name="__main__")
