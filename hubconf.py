@@ -47,9 +47,9 @@ def _model(
 
     from deit.export import describe as deit  # registers srd_deit_* with timm
     from resnet.export import describe as resnet
-    from srd.classifier import Description, open_classifier
+    from srd.data.preprocess import Preprocessing
     from srd.errors import UserError
-    from srd.preprocess import Preprocessing
+    from srd.export.classifier import Description, open_classifier
 
     if checkpoint is None:
         random = Description(architecture, num_classes, Preprocessing(image_size))

@@ -9,15 +9,15 @@ from typing import Any
 
 from torch import Tensor
 
-from deit.config import NOT_RECIPE, Config
-from deit.inputs import preprocessing
 from deit.srd_deit import PATCH, PREFIX, SIZES
-from deit.task import split_weights
-from srd.classifier import Description
-from srd.config import Layer, build, read_yaml, to_mapping
+from srd.config.fields import NOT_RECIPE, Config
+from srd.config.layers import Layer, build, read_yaml, to_mapping
+from srd.data.inputs import preprocessing
+from srd.data.labels import class_names, is_imagenet
 from srd.errors import UserError
-from srd.labels import class_names, is_imagenet
-from srd.source import Source
+from srd.export.classifier import Description
+from srd.export.origin import Source
+from srd.training.task import split_weights
 
 STEM, POSITIONS, HEAD = "conv_embed.proj.weight", "pos_embed", "head.weight"
 

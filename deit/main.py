@@ -45,7 +45,7 @@ def make_parser() -> Parser:
     parser = Parser(
         prog="deit/main.py",
         description="Distil a teacher into DeiT with a convolutional stem, or evaluate one.",
-        epilog="Every field of deit/config.py can be set with --set or in a YAML file.",
+        epilog="Every field of srd/config/fields.py can be set with --set or in a YAML file.",
         allow_abbrev=False,
     )
     mode = parser.add_mutually_exclusive_group()
@@ -64,8 +64,8 @@ def make_parser() -> Parser:
 
 def read_config(flags: argparse.Namespace) -> Any:
     """Defaults, then the YAML file, then flags, then --set."""
-    from deit.config import Config, check
-    from srd.config import Layer, build, nested, read_yaml, setting
+    from srd.config.fields import Config, check
+    from srd.config.layers import Layer, build, nested, read_yaml, setting
 
     layers = [Layer(flags.config, read_yaml(flags.config))] if flags.config else []
     for flag, (field, _) in FIELD_FLAGS.items():
@@ -94,8 +94,8 @@ def run(arguments: Sequence[str]) -> None:
     flags = parse_strictly(make_parser(), arguments)
     config = read_config(flags)
     # torch and timm take seconds to import: mistakes in the command are told before
-    from deit.evaluation import evaluate_checkpoint
-    from deit.training import train
+    from srd.evaluation.of_checkpoint import evaluate_checkpoint
+    from srd.training.train import train
 
     if flags.train_student or flags.train_teacher:
         if flags.checkpoint:

@@ -33,11 +33,11 @@ from torchdistill.optim.registry import OPTIM_DICT, SCHEDULER_DICT
 from torchvision import models as torchvision_models
 
 from resnet.recipe import Recipe
-from srd import dist
-from srd.checkpoint import explain_mismatch, load_parts
-from srd.distill import SimpleRecipeLoss
+from srd.data.views import VIEW, Batch, TrainBatches, make_loader, seeded
+from srd.distributed import processes as dist
 from srd.errors import UserError, nearest
-from srd.views import VIEW, Batch, TrainBatches, make_loader, seeded
+from srd.files.checkpoint import explain_mismatch, load_parts
+from srd.method.simple_recipe import SimpleRecipeLoss
 
 REGISTRIES = (
     HIGH_LEVEL_LOSS_DICT, MIDDLE_LEVEL_LOSS_DICT, LOW_LEVEL_LOSS_DICT, LOSS_DICT, LOSS_WRAPPER_DICT,

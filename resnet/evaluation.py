@@ -13,14 +13,14 @@ from resnet import box as boxes
 from resnet.box import Models
 from resnet.options import Options
 from resnet.recipe import Recipe
-from srd import dist
+from srd.data.views import Batch, BrokenFiles, EvalBatches, make_loader
 from srd.device import Precision
+from srd.distributed import processes as dist
 from srd.errors import UserError
-from srd.evaluate import Accuracy, evaluate, evaluating
-from srd.log import RunLog
-from srd.released import RELEASED, beside, in_ckpts, released_as
-from srd.run import RunFolder
-from srd.views import Batch, BrokenFiles, EvalBatches, make_loader
+from srd.evaluation.accuracy import Accuracy, evaluate, evaluating
+from srd.files.released import RELEASED, beside, in_ckpts, released_as
+from srd.run.folder import RunFolder
+from srd.run.log import RunLog
 
 
 def test_only(recipe: Recipe, options: Options, models: Models, precision: Precision) -> None:

@@ -14,11 +14,11 @@ import timm
 import torch
 from torch import Tensor
 
-from srd.classifier import Description
+from srd.data.labels import class_names, is_imagenet
+from srd.data.preprocess import Preprocessing
 from srd.errors import UserError
-from srd.labels import class_names, is_imagenet
-from srd.preprocess import Preprocessing
-from srd.source import Source
+from srd.export.classifier import Description
+from srd.export.origin import Source
 
 ARCHITECTURES = (
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2",

@@ -9,7 +9,7 @@
       forward_hook: {output: [layer4]}
     criterion: ... key: SimpleRecipeCriterion, kwargs: {teacher_layer: layer4}
 
-`srd.distill` holds the mathematics. Fields that these classes do not know are errors.
+`srd.method.simple_recipe` holds the mathematics. Fields that these classes do not know are errors.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from torchdistill.losses.registry import register_mid_level_loss
 from torchdistill.models.registry import register_auxiliary_model_wrapper
 from torchdistill.models.wrapper import AuxiliaryModelWrapper
 
-from srd.data import DigitImages, Split
-from srd.distill import Match, SimpleRecipeLoss, distillation_kl
+from srd.data.sources import DigitImages, Split
 from srd.errors import UserError, nearest
+from srd.method.simple_recipe import Match, SimpleRecipeLoss, distillation_kl
 
 MODULE_KEY = "simple_recipe"  # where the wrapper leaves its loss and the student's representation
 
@@ -38,7 +38,7 @@ class SimpleRecipeWrapper(AuxiliaryModelWrapper):
     Args:
         layer: of the student, whose feature map (B, D_s, H, W) is averaged over its positions.
         student_dim, teacher_dim: D_s and D_t.
-        match, alpha, bn_eps, log_eps: of `srd.distill.SimpleRecipeLoss`; the defaults are the
+        match, alpha, bn_eps, log_eps: of `srd.method.simple_recipe.SimpleRecipeLoss`; the defaults are the
             released ResNet code's.
 
     Raises:

@@ -59,7 +59,7 @@ def run(arguments: Sequence[str]) -> None:
     if flags.start_epoch:
         raise UserError("--start_epoch: a run goes on by itself where it was; see --resume")
     from resnet.options import Options
-    from resnet.runner import run
+    from resnet.train import run
 
     names = Options.__dataclass_fields__
     run(Options(**{name: value for name, value in vars(flags).items() if name in names}))

@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from torchdistill.common import yaml_util
 
 from resnet.trust import check_module, check_name, check_object, forbid_pickled_code
-from srd.config import STRICT, Amp, Layer, build
+from srd.config.layers import STRICT, Amp, Layer, build
 from srd.errors import UserError, nearest
 
 IMPORTS = ("!import_get", "!import_call", "!import_call_method")

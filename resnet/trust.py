@@ -40,8 +40,8 @@ ALLOWED = (
     "torchdistill.losses",
     "torchdistill.models",
     "torchdistill.optim",
-    "srd.data",
-    "srd.distill",
+    "srd.data.sources",
+    "srd.method.simple_recipe",
     "resnet.extension",
 )
 # The home of torch.float32's class, and of torch.nn.functional.gelu.

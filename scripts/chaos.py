@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from srd.checkpoint import load_file, load_weights
-from srd.log import read_metrics
+from srd.files.checkpoint import load_file, load_weights
+from srd.run.log import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 TOLERANCE = 1e-9

@@ -30,8 +30,8 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the checkout, not scripts/
 
+from srd.distributed.signals import stop_with_parent  # noqa: E402
 from srd.errors import RunFailed, Stopped, UserError, exit_code  # noqa: E402
-from srd.signals import stop_with_parent  # noqa: E402
 
 LAUNCH = Path(os.environ["SRD_LAUNCH"])
 OTHERS_SECONDS = 5.0  # for the other processes here to come to the same end

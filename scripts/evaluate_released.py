@@ -59,7 +59,7 @@ def build(name: str) -> Any:
 
 def check_data(path: str) -> None:
     """Raise a UserError unless there are validation images of as many classes as ImageNet has."""
-    from srd.data import FolderImages
+    from srd.data.sources import FolderImages
 
     classes = len(FolderImages(path, "val").classes)
     if classes != CLASSES:
@@ -72,14 +72,14 @@ def measure_file(name: str, file: Path, flags: Any, log: Any) -> tuple[Any, list
     Raises:
         UserError: the file does not fit the network.
     """
-    from deit.config import Config
-    from deit.inputs import measure, open_inputs
-    from srd.checkpoint import explain_mismatch
-    from srd.config import Layer
-    from srd.config import build as build_config
+    from srd.config.fields import Config
+    from srd.config.layers import Layer
+    from srd.config.layers import build as build_config
+    from srd.data.inputs import measure, open_inputs
     from srd.device import Precision, choose_device
-    from srd.teacher import verify
-    from srd.weights import load_parts
+    from srd.files.checkpoint import explain_mismatch
+    from srd.files.weights import load_parts
+    from srd.models.teacher import verify
 
     interpolation = "bicubic" if name == "regnety_160" else "bilinear"
     data = {"path": flags.data_path, "workers": flags.workers, "eval_interpolation": interpolation,
@@ -99,8 +99,8 @@ def measure_file(name: str, file: Path, flags: Any, log: Any) -> tuple[Any, list
 
 def entry(name: str, flags: Any, log: Any) -> dict[str, Any]:
     """One row of the results; its `outcome` is a word or two."""
-    from srd.digests import sha256
-    from srd.released import find, released_as, reproduces
+    from srd.files.hashes import sha256
+    from srd.files.released import find, released_as, reproduces
 
     one = released_as(name)
     assert one is not None
@@ -144,10 +144,10 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         UserError: an unknown name, no data, or a file that does not fit.
     """
-    from srd.checkpoint import write_text
     from srd.errors import nearest
-    from srd.log import RunLog
-    from srd.provenance import provenance
+    from srd.files.checkpoint import write_text
+    from srd.run.log import RunLog
+    from srd.run.provenance import provenance
 
     flags = parse_strictly(make_parser(), arguments)
     for name in flags.names:

@@ -13,7 +13,7 @@ from typing import Any
 
 from srd.cli import Parser, parse_strictly
 from srd.errors import UserError, exit_code
-from srd.formats import FORMATS
+from srd.export.formats import FORMATS
 
 
 def make_parser() -> Parser:
@@ -38,10 +38,10 @@ def run(arguments: Sequence[str]) -> None:
     # torch and timm take seconds to import: mistakes in the command are told before
     from deit.export import describe as deit
     from resnet.export import describe as resnet
-    from srd.classifier import open_classifier
-    from srd.export import check_place, export
-    from srd.graphs import need_onnx
-    from srd.hub import check_hub, push
+    from srd.export.classifier import open_classifier
+    from srd.export.folder import check_place, export
+    from srd.export.graphs import need_onnx
+    from srd.export.hub import check_hub, push
 
     if flags.push_to_hub:
         check_hub(flags.push_to_hub)

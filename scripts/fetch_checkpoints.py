@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from srd.cli import Parser, parse_strictly
-from srd.digests import sha256
-from srd.download import download
 from srd.errors import RunFailed, UserError, exit_code, nearest
-from srd.released import RELEASED, Released
-from srd.weights import load_weights
+from srd.files.download import download
+from srd.files.hashes import sha256
+from srd.files.released import RELEASED, Released
+from srd.files.weights import load_weights
 
 CKPTS = Path(__file__).resolve().parent.parent / "ckpts"
 

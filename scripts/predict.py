@@ -38,7 +38,7 @@ def run(arguments: Sequence[str]) -> None:
         raise UserError("--top and --batch-size must be at least 1")
     # torch and timm take seconds to import: mistakes in the command are told before
     from srd.device import choose_device
-    from srd.predict import find_pictures, predict
+    from srd.export.predict import find_pictures, predict
 
     device = choose_device(flags.device)
     pictures = find_pictures(flags.images, sys.stdin.buffer)
@@ -58,9 +58,9 @@ def open_model(path: Path, device: Any) -> Any:
     """The classifier, on `device`."""
     from deit.export import describe as deit
     from resnet.export import describe as resnet
-    from srd.classifier import open_classifier
-    from srd.formats import ONNX, WEIGHTS
-    from srd.graphs import open_onnx
+    from srd.export.classifier import open_classifier
+    from srd.export.formats import ONNX, WEIGHTS
+    from srd.export.graphs import open_onnx
 
     inside = path / ONNX
     if inside.is_file() and not (path / WEIGHTS).is_file():

@@ -18,7 +18,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from srd.errors import UserError, exit_code
-from srd.log import read_metrics
+from srd.run.log import read_metrics
 
 COLOURS = {"teacher": "#7a7a7a", "alone": "#c8553d", "distilled": "#2a6f97"}
 

@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 
-from deit import evaluation, inputs
 from deit import main as deit
 from deit.student import SIZES
 from resnet import main as resnet
-from srd import dist
+from srd.data import inputs
+from srd.distributed import processes as dist
 from srd.errors import Stopped
+from srd.evaluation import of_checkpoint as evaluation
 
 HERE, PROCESSES = Path(__file__).parent, int(os.environ["WORLD_SIZE"])
 RANK, LIFE = int(os.environ["RANK"]), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))

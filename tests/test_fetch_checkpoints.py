@@ -15,9 +15,9 @@ import torch
 from torchvision.models import ResNet34_Weights
 
 from srd.errors import exit_code
-from srd.released import RELEASED, Released, markdown
-from tests.srd.files import WEIGHTS, zipped
-from tests.srd.servers import serving
+from srd.files.released import RELEASED, Released, markdown
+from tests.files.made import WEIGHTS, zipped
+from tests.files.servers import serving
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,7 +36,7 @@ def test_the_readme_shows_the_table() -> None:
 
 
 def test_the_table_agrees_with_what_the_code_looks_for() -> None:
-    from deit.teacher import PAPER_FILE
+    from srd.models.timm_models import PAPER_FILE
 
     files = {one.name: one for one in RELEASED}
     assert files["regnety_160"].file == PAPER_FILE

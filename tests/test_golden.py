@@ -19,9 +19,9 @@ import timm
 import torch
 from torch import nn
 
-from deit import training
 from deit.main import run
-from srd.log import read_metrics
+from srd.run.log import read_metrics
+from srd.training import train as training
 
 GOLDEN = Path(__file__).parent / "golden" / "loss_curves.json"
 CASES = {

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from deit.student import SIZES as STUDENT_SIZES
 from deit.student import create_student
-from srd.checkpoint import load_file, load_weights
-from srd.log import read_metrics
+from srd.files.checkpoint import load_file, load_weights
+from srd.run.log import read_metrics
 from tests.resnet.recipes import CE, CRITERION, DATA, OURS_LOSS, TEST
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from deit.student import create_student
-from srd import graphs
+from srd.export import graphs
 from tests.export.conftest import Command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,7 +43,10 @@ def test_wrong_input(
 
 def test_the_module_is_the_same_command() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "srd.export", "nowhere"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "srd.export.folder", "nowhere"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 2 and "no checkpoint at nowhere" in done.stderr
 
@@ -104,7 +107,7 @@ def test_a_disk_that_fills_up_leaves_nothing(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("srd.export.write_text", full)
+    monkeypatch.setattr("srd.export.folder.write_text", full)
     done = exporting(deit_run, "--output", tmp_path / "out", "--format", "safetensors")
     assert done.code == 1 and "No space left" in done.err and not list(tmp_path.iterdir())
 

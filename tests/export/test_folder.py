@@ -16,9 +16,9 @@ import yaml
 
 from deit import main, srd_deit
 from deit.student import create_student
-from srd import graphs
-from srd.checkpoint import load_weights
-from srd.data import read_image
+from srd.data.sources import read_image
+from srd.export import graphs
+from srd.files.checkpoint import load_weights
 from tests.export.conftest import Command, train
 
 ALL = {"README.md", "config.json", "model.onnx", "model.pt2", "model.safetensors", "srd_deit.py"}

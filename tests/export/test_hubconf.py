@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from deit.student import create_student
-from srd.checkpoint import load_weights
+from srd.files.checkpoint import load_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """

@@ -16,8 +16,8 @@ from PIL import Image
 from torchvision import transforms
 
 from resnet.export import preprocessing, which_resnet
+from srd.data.preprocess import Preprocessing
 from srd.errors import UserError
-from srd.preprocess import Preprocessing
 from tests.export.conftest import Command
 
 ROOT = Path(__file__).resolve().parents[2]

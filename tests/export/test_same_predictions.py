@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from deit.config import Config
-from deit.inputs import eval_transform
 from deit.student import create_student
-from srd.checkpoint import load_weights
-from srd.config import Layer, build, read_yaml
+from srd.config.fields import Config
+from srd.config.layers import Layer, build, read_yaml
+from srd.data.inputs import eval_transform
+from srd.files.checkpoint import load_weights
 from tests.export.conftest import Command
 
 ONLY_TIMM = """

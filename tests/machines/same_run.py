@@ -11,8 +11,8 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from srd.checkpoint import load_file, load_weights
-from srd.log import read_metrics
+from srd.files.checkpoint import load_file, load_weights
+from srd.run.log import read_metrics
 
 
 def differences(one: Path, other: Path) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from srd.log import read_metrics
+from srd.run.log import read_metrics
 from tests.machines.same_run import differences
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -20,7 +20,7 @@ ALLOWED = [
     "!import_get {key: torchvision.models.alexnet}",  # a module of this name is there too
     "!import_get {key: torch.float32}",
     "!import_get {key: torch.nn.functional.gelu}",
-    "!import_get {key: srd.distill.distillation_kl}",
+    "!import_get {key: srd.method.simple_recipe.distillation_kl}",
     "!import_call_method {package: torch.nn.Linear.extra_repr, init: {args: [!import_call "
     "{key: torch.nn.Linear, init: {args: [1, 1]}}]}}",
     "!access_by_index_or_key {data: !getattr [!import_get {key: torchvision.datasets.CIFAR10}, "
@@ -35,12 +35,12 @@ HOSTILE = [
     "!import_call {key: torch.hub.load, init: {args: [x, y]}}",
     "!import_call {key: torch.load, init: {args: [PATH]}}",
     "!import_call {key: torchvision.datasets.utils.download_url, init: {args: [x]}}",
-    "!import_call {key: srd.hub.push, init: {args: [PATH, a/b]}}",
-    "!import_call {key: srd.export.appearing, init: {args: [PATH]}}",
-    "!import_call {key: srd.graphs.OnnxNetwork, init: {args: [PATH]}}",
-    "!import_get {key: srd.classifier.open_classifier}",
-    "!import_get {key: srd.source.read_source}",
-    "!import_get {key: srd.predict.find_pictures}",
+    "!import_call {key: srd.export.hub.push, init: {args: [PATH, a/b]}}",
+    "!import_call {key: srd.export.folder.appearing, init: {args: [PATH]}}",
+    "!import_call {key: srd.export.graphs.OnnxNetwork, init: {args: [PATH]}}",
+    "!import_get {key: srd.export.classifier.open_classifier}",
+    "!import_get {key: srd.export.origin.read_source}",
+    "!import_get {key: srd.export.predict.find_pictures}",
     "!import_get {key: resnet.export.describe}",
     "!import_call {key: builtins.eval, init: {args: ['1']}}",
     "!import_call {key: subprocess.run, init: {args: [['touch', PATH]]}}",
@@ -64,8 +64,8 @@ HOSTILE = [
     "!import_call {key: torchdistill.models.registry.get_model, "
     "init: {args: [model, REPO], kwargs: {source: local}}}",
     "!import_get {key: torchvision.datasets.LSUN}",
-    "!import_call {key: srd.claim.Claim, init: {args: [PATH]}}",
-    "!import_get {key: srd.provenance.provenance}",
+    "!import_call {key: srd.run.lock.Claim, init: {args: [PATH]}}",
+    "!import_get {key: srd.run.provenance.provenance}",
     "!import_get {key: resnet.extension.UserError}",
     # Objects lead to others: weights to the partial of what prepares their images.
     "!getattr [!getattr [!getattr [!import_get {key: torchvision.models.ResNet18_Weights}, "

@@ -1,0 +1,1 @@
+"""Settings: the fields, and the layers that set them."""

@@ -1,0 +1,1 @@
+"""Several processes that compute what one would."""

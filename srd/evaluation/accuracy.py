@@ -1,0 +1,108 @@
+"""Accuracy: every image once, counted exactly, on any number of processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from srd.data.views import Batch, BrokenFiles
+from srd.device import Precision
+from srd.distributed import processes as dist
+from srd.errors import UserError
+
+
+class EvaluationStopped(Exception):
+    """A signal came, to this process or to another, and the rest was not measured."""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 and top-5 in percent, mean cross-entropy, the images counted, and the speed."""
+
+    acc1: float
+    acc5: float
+    loss: float
+    images: int
+    images_per_second: float
+
+    def row(self) -> dict[str, float | int]:
+        """The measured numbers, without the speed."""
+        return {"acc1": self.acc1, "acc5": self.acc5, "loss": self.loss, "images": self.images}
+
+    def __str__(self) -> str:
+        return (
+            f"acc1 {self.acc1:.2f}  acc5 {self.acc5:.2f}  loss {self.loss:.4f}  on {self.images} images "
+            f"({self.images_per_second:.0f} images/s)"
+        )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """`model` in evaluation mode inside, in its old mode outside."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+@torch.no_grad()
+def evaluate(
+    predict: Callable[[Tensor], Tensor],
+    batches: Iterable[Batch],
+    precision: Precision,
+    broken: BrokenFiles,
+    progress: Callable[[int], None] = lambda images: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Accuracy:
+    """Measure `predict`, which maps images (B, 3, H, W) to logits (B, C).
+
+    Counts are kept as integers on the device and summed over ranks at the end, so the accuracy
+    does not depend on the batch size or the number of processes. With fewer than five classes
+    acc5 counts all of them. Where `stop` becomes true on one process, all learn of it at the end.
+
+    Raises:
+        UserError: a file cannot be read (and skipping is off), or there was nothing to measure.
+        EvaluationStopped: `stop` said so, here or on another process.
+    """
+    device = precision.device
+    sums = torch.zeros(5, dtype=torch.float64, device=device)  # correct 1, 5, loss, images, stops
+    start = time.perf_counter()
+    for batch in batches:
+        if stop():
+            sums[4] += 1
+            break
+        broken.check(batch)
+        if len(batch.targets) == 0:
+            continue
+        targets = batch.targets.to(device, non_blocking=True)
+        images = batch.images.to(device, precision.dtype, non_blocking=True)
+        with precision.autocast():
+            logits = predict(images)
+        logits = logits.float() if logits.dtype != torch.float64 else logits
+        _, ranked = logits.topk(min(5, logits.shape[1]), dim=1)
+        hits = ranked == targets[:, None]
+        sums[0] += hits[:, 0].sum()
+        sums[1] += hits.any(dim=1).sum()
+        sums[2] += F.cross_entropy(logits, targets, reduction="sum").double()
+        sums[3] += len(targets)
+        progress(len(targets))
+    correct1, correct5, loss, images_seen, stops = dist.reduce_sum(sums).tolist()
+    if stops:
+        raise EvaluationStopped
+    if images_seen == 0:
+        raise UserError("no image could be evaluated")
+    return Accuracy(
+        acc1=100 * correct1 / images_seen,
+        acc5=100 * correct5 / images_seen,
+        loss=loss / images_seen,
+        images=int(images_seen),
+        images_per_second=images_seen / (time.perf_counter() - start),
+    )

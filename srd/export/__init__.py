@@ -1,0 +1,1 @@
+"""A student handed on: folders, graphs, cards, predictions."""

@@ -1,0 +1,190 @@
+"""A classifier as a graph that runs without its Python code: `torch.export` and ONNX.
+
+Both take any batch size, both carry the description of the classifier, and both are read back and
+compared with the network that they came from before anyone gets them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from srd.errors import RunFailed, UserError
+from srd.export.classifier import OWN_SECTION, Classifier, Description, exported_with
+from srd.export.formats import CONFIG
+
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+TOLERANCE = 1e-4  # between a graph's logits and the network's, relative to the largest above 1
+TRACED_BATCH, TRIED_BATCHES = 2, (1, 3)
+IMAGES, LOGITS, BATCH = "images", "logits", "batch"
+LARGEST_BATCH = 2**31 - 1  # torch 2.6 wants a bound
+
+
+def need_onnx(packages: tuple[str, ...] = ONNX_PACKAGES) -> None:
+    """Raise a UserError that says how to install what is missing."""
+    if missing := [name for name in packages if find_spec(name) is None]:
+        raise UserError(f"ONNX files need {', '.join(missing)}: pip install {' '.join(missing)}")
+
+
+def trace(classifier: Classifier) -> torch.export.ExportedProgram:
+    """The network as a graph over images (batch, 3, S, S), for any batch.
+
+    Raises:
+        RunFailed: it has parts that cannot be traced (a student's can).
+    """
+    example = _images(classifier.description, TRACED_BATCH)
+    shapes = ({0: torch.export.Dim(BATCH, max=LARGEST_BATCH)},)
+    try:
+        return torch.export.export(
+            classifier.model, (example,), dynamic_shapes=shapes, strict=False
+        )
+    except Exception as error:  # the tracer's exceptions have no common class
+        name, reason = classifier.description.architecture, " ".join(str(error).split())[:160]
+        raise RunFailed(f"torch.export cannot trace {name} ({reason})") from error
+
+
+def write_torch(program: torch.export.ExportedProgram, classifier: Classifier, path: Path) -> float:
+    """Write a `.pt2` file with `config.json` in it, and compare it; see `compare`."""
+    config = json.dumps(classifier.description.to_config())
+    torch.export.save(program, path, extra_files={CONFIG: config})
+    return compare(classifier, torch.export.load(path).module(), path.name)
+
+
+def write_onnx(program: torch.export.ExportedProgram, classifier: Classifier, path: Path) -> float:
+    """Write an ONNX file with the description in its metadata, and compare it; see `compare`."""
+    import onnx
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporters' own deprecations
+            model = _to_onnx(program, classifier)
+    except Exception as error:  # the exporters' exceptions have no common class
+        reason = " ".join(str(error).split())[:160]
+        raise RunFailed(f"torch {torch.__version__} cannot write {path.name} ({reason})") from error
+    onnx.helper.set_model_props(model, to_metadata(classifier.description))
+    path.write_bytes(model.SerializeToString())
+    return compare(classifier, OnnxNetwork(path), path.name)
+
+
+def _to_onnx(program: torch.export.ExportedProgram, classifier: Classifier) -> Any:
+    """The graph as an `onnx.ModelProto`, by torch's default exporter of either time."""
+    names: dict[str, Any] = {"input_names": [IMAGES], "output_names": [LOGITS]}
+    if torch.__version__ >= "2.9":  # a TorchVersion: 2.15 is newer
+        shapes = ({0: BATCH},)
+        exported: Any = torch.onnx.export(
+            program, (), dynamo=True, dynamic_shapes=shapes, verbose=False, **names
+        )
+        return exported.model_proto
+    import onnx
+
+    # The new exporter of these versions does not work with today's onnxscript.
+    file: Any = io.BytesIO()
+    axes = {IMAGES: {0: BATCH}, LOGITS: {0: BATCH}}
+    example = _images(classifier.description, TRACED_BATCH)
+    torch.onnx.export(classifier.model, (example,), file, dynamo=False, dynamic_axes=axes, **names)
+    return onnx.load_model_from_string(file.getvalue())
+
+
+def compare(classifier: Classifier, other: nn.Module, name: str) -> float:
+    """The largest difference between the logits of both on batches of one and three.
+
+    Raises:
+        RunFailed: it is above 1e-4 (of the largest logit, where that is above 1), or not a number.
+    """
+    largest = 0.0
+    for size in TRIED_BATCHES:
+        images = _images(classifier.description, size)
+        with torch.inference_mode():
+            expected, found = classifier.model(images), other(images)
+        difference = (expected - found).abs().max().item()
+        if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
+            raise RunFailed(
+                f"{name} does not compute what the network computes: on a batch of {size} the "
+                f"logits differ by {difference:.1e}"
+            )
+        largest = max(largest, difference)
+    return largest
+
+
+def _images(description: Description, batch: int) -> Tensor:
+    size = description.preprocessing.image_size
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(batch))
+
+
+class OnnxNetwork(nn.Module):
+    """An ONNX file behind the interface of a network: images (B, 3, S, S) to logits (B, C).
+
+    Raises:
+        UserError: no such file, not ONNX, or no onnxruntime (for CUDA, where that is asked for).
+    """
+
+    def __init__(self, path: Path, device: str = "cpu") -> None:
+        super().__init__()
+        need_onnx(("onnxruntime",))
+        import onnxruntime
+
+        if not path.is_file():
+            raise UserError(f"no ONNX file at {path}")
+        providers = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+        if providers[device] not in onnxruntime.get_available_providers():
+            raise UserError(
+                "this onnxruntime has no CUDA: pip install onnxruntime-gpu, or --device cpu"
+            )
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3  # errors
+        try:
+            self.session = onnxruntime.InferenceSession(
+                os.fspath(path), options, providers=[providers[device]]
+            )
+        except Exception as error:  # onnxruntime's exceptions have no common class of their own
+            reason = " ".join(str(error).split())[:120]
+            raise UserError(f"{path} is damaged or not an ONNX file ({reason})") from None
+
+    def forward(self, images: Tensor) -> Tensor:
+        inputs = {self.session.get_inputs()[0].name: images.cpu().numpy()}
+        return torch.from_numpy(self.session.run(None, inputs)[0])
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the file says about itself."""
+        return dict(self.session.get_modelmeta().custom_metadata_map)
+
+
+def to_metadata(description: Description) -> dict[str, str]:
+    """A description as ONNX metadata: JSON values by name."""
+    images = description.preprocessing
+    values = {
+        "architecture": description.architecture,
+        "image_size": images.image_size,
+        "mean": list(images.mean),
+        "std": list(images.std),
+        "crop": images.crop,
+        "interpolation": images.interpolation,
+        "labels": description.labels,
+        OWN_SECTION: description.to_config(),
+    }
+    return {name: json.dumps(value) for name, value in values.items()}
+
+
+def open_onnx(path: Path, device: str = "cpu") -> Classifier:
+    """A classifier from an ONNX file that was exported here.
+
+    Raises:
+        UserError: as `OnnxNetwork`, or the file does not say how to feed it.
+    """
+    network = OnnxNetwork(path, device)
+    if (description := exported_with(network.metadata)) is None:
+        raise UserError(
+            f"{path} does not say how its images are to be prepared: only ONNX files written by "
+            "scripts/export.py do"
+        )
+    return Classifier(network, description, path.stem)

@@ -1,0 +1,116 @@
+"""Somebody's weights, and what the run that made them says about them.
+
+A run's folder, one of its checkpoints, or anyone's file of weights, read as data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+from torch import Tensor
+
+from srd.errors import UserError
+from srd.files.checkpoint import load_file, weights_in
+from srd.run.folder import RunFolder
+
+
+class Source(NamedTuple):
+    """Weights by name, and what is known of their making; empty for a file without a run."""
+
+    path: Path  # of the weights
+    run_name: str | None  # of the run whose folder it is in
+    weights: dict[str, Tensor]
+    metadata: Mapping[str, str]  # of a safetensors file
+    settings: Mapping[str, Any] | None  # the run's configuration, where a checkpoint holds it
+    config_file: Path | None  # the run's config.yaml
+    facts: Mapping[str, Any]  # the run's identity and, when it has finished, its result
+    accuracy: Mapping[str, Any]  # of these very weights, as the run measured it; {} if it did not
+
+    @property
+    def measured(self) -> str:
+        """The accuracy in words."""
+        if not self.accuracy:
+            return "not measured"
+        top5 = f", top-5 {self.accuracy['acc5']:.2f} %" if "acc5" in self.accuracy else ""
+        images = (
+            f" on {self.accuracy['images']} held-out images" if "images" in self.accuracy else ""
+        )
+        return f"top-1 {self.accuracy['acc1']:.2f} %{top5}{images}"
+
+
+def read_source(path: str | Path) -> Source:
+    """Read a run's folder (its best student), a run's checkpoint, or a file of weights.
+
+    Raises:
+        UserError: there is nothing, or nothing with weights in it.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        student = RunFolder(path, "").student
+        if not student.is_file():
+            raise UserError(
+                f"no student in {path}: looked for {student.name}; give a run's folder or a "
+                "checkpoint file"
+            )
+        path = student
+    content, metadata = load_file(path), _metadata(path)
+    run = _run_of(path)
+    result = (run.read_result() or {}) if run else {}
+    made_here = isinstance(content.get("config"), dict) and "position" in content
+    settings = dict(content["config"]) if made_here else None
+    identity = settings.pop("identity", {}) if settings is not None else {}
+    if run and settings is None and not result and run.best.is_file():
+        identity = load_file(run.best).get("config", {}).get("identity", {})
+    return Source(
+        path=path,
+        run_name=run.path.resolve().name if run else None,
+        weights=weights_in(content, path),
+        metadata=metadata,
+        settings=settings,
+        config_file=run.config if run else None,
+        facts={**identity, **result},
+        accuracy=_accuracy(_epoch(content, metadata), result),
+    )
+
+
+def _run_of(path: Path) -> RunFolder | None:
+    """The folder of the run that a file belongs to."""
+    for folder in (path.parent, path.parent.parent):
+        run = RunFolder(folder, "")
+        if path.parent in (run.path, run.checkpoints) and run.config.is_file():
+            return run
+    return None
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """The texts in a safetensors file; {} for others."""
+    if path.suffix != ".safetensors":
+        return {}
+    with safetensors.safe_open(path, "pt") as file:
+        return file.metadata() or {}
+
+
+def _epoch(content: Mapping[str, Any], metadata: Mapping[str, str]) -> int | None:
+    """The epoch after which a run of ours wrote these weights."""
+    epoch = metadata.get("epoch", "")
+    if epoch.isdecimal():
+        return int(epoch)
+    position = content.get("position")
+    return position.get("epoch") if isinstance(position, dict) else None
+
+
+def _accuracy(epoch: int | None, result: Mapping[str, Any]) -> dict[str, Any]:
+    """What `result.json` says of the weights of `epoch`; {} where it says nothing of them."""
+    if epoch is None or not result:
+        return {}
+    best, last = result.get("best_epoch"), result.get("epochs", 0) - 1
+    full = best if "tested" in result else last  # the epoch that acc1, acc5 and loss belong to
+    if epoch == full:
+        names = ("acc1", "acc5", "loss", "images")
+        return {**{name: result[name] for name in names if name in result}, "epoch": epoch}
+    if epoch == best:
+        return {"acc1": result["best_acc1"], "images": result["images"], "epoch": epoch}
+    return {}

@@ -1,0 +1,167 @@
+"""Predictions for pictures: finding them, batching them, and ranking the classes."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from srd.data.sources import read_image
+from srd.data.views import BROKEN_IMAGE, EvalBatches, SeededViews, make_loader
+from srd.errors import UserError
+from srd.export.classifier import Classifier, probabilities
+
+STDIN = "-"
+
+
+class Picture(NamedTuple):
+    """A picture's name and, where it has no file of its own, its bytes."""
+
+    name: str
+    content: bytes | None = None
+
+
+class Guess(NamedTuple):
+    """One of the classes ranked highest: its number, label, and probability."""
+
+    number: int
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The classes ranked highest for one picture, the likeliest first; or why there are none."""
+
+    name: str
+    top: tuple[Guess, ...] = ()
+    broken: str | None = None  # its name, and what is wrong with it
+
+    def row(self) -> dict[str, object]:
+        """What a JSON line holds."""
+        top = [
+            {"class": guess.number, "label": guess.label, "probability": guess.probability}
+            for guess in self.top
+        ]
+        return {"image": self.name, "top": top}
+
+    def __str__(self) -> str:
+        lines = [f"  {100 * g.probability:6.2f} %  {g.number:>4}  {g.label}" for g in self.top]
+        return "\n".join([self.name, *lines])
+
+
+class Pictures:
+    """Pictures as an `ImageSource` whose "class" is the picture's own position."""
+
+    classes: list[str] = []  # noqa: RUF012 (nobody adds to it)
+
+    def __init__(self, pictures: Sequence[Picture]) -> None:
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def load(self, index: int) -> tuple[Image.Image, int]:
+        name, content = self.pictures[index]
+        return read_image(name if content is None else io.BytesIO(content)), index
+
+    def name(self, index: int) -> str:
+        return self.pictures[index].name
+
+
+def find_pictures(arguments: Iterable[str], stdin: BinaryIO) -> list[Picture]:
+    """Pictures by name, those in folders (recursively, sorted), and what `-` brings.
+
+    Standard input is one picture where it starts like one, else a list of files and folders, one a
+    line. Files that are named are taken as they are, whatever their suffix.
+
+    Raises:
+        UserError: nothing at all, a folder without pictures, or standard input that is neither.
+    """
+    found: list[Picture] = []
+    for argument in arguments:
+        found += _from_stdin(stdin) if argument == STDIN else _named(argument)
+    if not found:
+        raise UserError("no pictures: name files or folders, or - for standard input")
+    return found
+
+
+def _named(name: str) -> list[Picture]:
+    path = Path(name)
+    if not path.is_dir():
+        return [Picture(name)]
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMG_EXTENSIONS and p.is_file())
+    if not files:
+        raise UserError(f"no pictures in {name}: looked for {', '.join(IMG_EXTENSIONS)}")
+    return [Picture(str(file)) for file in files]
+
+
+def _from_stdin(stdin: BinaryIO) -> list[Picture]:
+    content = stdin.read()
+    if _is_picture(content):
+        return [Picture("standard input", content)]
+    if b"\0" in content:
+        raise UserError("standard input is neither a picture nor a list of files, one a line")
+    lines = [os.fsdecode(line.rstrip(b"\r")) for line in content.split(b"\n")]
+    return [picture for line in lines if line for picture in _named(line)]
+
+
+def _is_picture(content: bytes) -> bool:
+    """Whether `content` starts like a format that Pillow reads, damaged or not."""
+    try:
+        Image.open(io.BytesIO(content)).close()
+    except UnidentifiedImageError:
+        return False
+    except BROKEN_IMAGE:
+        pass
+    return True
+
+
+def predict(
+    classifier: Classifier,
+    pictures: Sequence[Picture],
+    device: torch.device,
+    top: int = 5,
+    batch_size: int = 32,
+) -> Iterator[Prediction]:
+    """Predictions in the order of `pictures`; a broken picture does not stop the others.
+
+    Args:
+        device: where `classifier.model` is.
+        top: classes for each picture, at most as many as there are.
+    """
+    description = classifier.description
+    views = SeededViews(
+        Pictures(pictures), description.preprocessing.transform(), seed=0, substitute=False
+    )
+    batches = EvalBatches(len(pictures), batch_size)
+    workers = 0 if len(pictures) <= batch_size else os.cpu_count() or 1
+    for indices, batch in zip(batches, make_loader(views, batches, workers, False), strict=True):
+        guesses: list[tuple[Guess, ...]] = []
+        if len(batch.images):
+            found = probabilities(classifier.model, batch.images.to(device))
+            guesses = rank(found, description.labels, top)
+        ranked = dict(zip(batch.targets.tolist(), guesses, strict=True))
+        broken = iter(batch.broken)
+        for _, index in indices:
+            if index in ranked:
+                yield Prediction(pictures[index].name, ranked[index])
+            else:
+                yield Prediction(pictures[index].name, broken=next(broken))
+
+
+def rank(found: Tensor, labels: Sequence[str], top: int) -> list[tuple[Guess, ...]]:
+    """The likeliest classes of each picture, from probabilities (B, C)."""
+    values, numbers = found.topk(min(top, len(labels)))
+    return [
+        tuple(Guess(n, labels[n], p) for n, p in zip(row, ps, strict=True))
+        for row, ps in zip(numbers.tolist(), values.tolist(), strict=True)
+    ]

@@ -1,0 +1,1 @@
+"""Files of weights and runs: found, read as data, written whole."""

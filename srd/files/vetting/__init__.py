@@ -1,0 +1,1 @@
+"""What looks over a file before anything is built from it."""

@@ -1,0 +1,243 @@
+"""Everybody's files of weights, read as data.
+
+Loading never executes what a file asks for. A file is looked over first (`srd.files.vetting`), and then
+read by torch's restricted unpickler, which builds tensors and plain containers only. Two classes
+that released files pickle (the configuration of yacs and argparse's namespace) come back as plain
+mappings, without those packages.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from srd.errors import UserError
+from srd.files.locate import locate
+from srd.files.vetting.values import Refused
+from srd.files.vetting.vet import Format, vet
+
+# Where files met in the wild keep their weights, in the order in which to look, and where timm and
+# the DeiT authors keep the moving average of them.
+WEIGHT_ENTRIES = ("model", "state_dict", "model_state_dict")
+EMA_ENTRIES = ("state_dict_ema", "model_ema")
+WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+# Where wrappers keep what was trained beside the student: the released DeiT files and ours beside
+# its weights, torchdistill's wrappers beside a `model`.
+PROJECTOR_PREFIX = "distillation_loss."
+STUDENT_PREFIX = "model."
+COMPANIONS = (PROJECTOR_PREFIX, "linear.", "norm_layer.")
+MOST_VALUES = 2_000_000  # in containers, each as often as it is referred to
+
+
+class Parts(NamedTuple):
+    """A file's weights: the student's under its own names, and what was trained beside it."""
+
+    student: dict[str, Tensor]
+    extras: dict[str, Tensor]
+
+
+def load_weights(path: str | Path, ema: bool = False) -> dict[str, Tensor]:
+    """The student's weights in a file, by its own names, on the CPU; never executes the file.
+
+    Reads safetensors and torch files: a plain state dict, or one under `model` or `state_dict`
+    as in the released checkpoints, torchdistill's, timm's and our own. Prefixes of wrappers are
+    taken off, and a projector beside the student is left out: `load_parts` has both.
+
+    Args:
+        path: a file, a run's folder, or `hf-hub:user/repository[@revision][/file]`.
+        ema: the moving average (`state_dict_ema`, `model_ema`) instead of the weights themselves.
+            A file that holds nothing else gives its average anyway.
+
+    Raises:
+        UserError: the file is missing, damaged, asks for code, or holds no weights.
+    """
+    return load_parts(path, ema).student
+
+
+def load_parts(path: str | Path, ema: bool = False) -> Parts:
+    """Student and extras in a file; see `load_weights`."""
+    return parts_in(load_file(path), path, ema)
+
+
+def weights_in(
+    content: Mapping[str, Any], path: str | Path, ema: bool = False
+) -> dict[str, Tensor]:
+    """The student's weights in what `load_file` read from `path`, by its own names."""
+    return parts_in(content, path, ema).student
+
+
+def parts_in(content: Mapping[str, Any], path: str | Path, ema: bool = False) -> Parts:
+    """Student and extras in what `load_file` read from `path`."""
+    weights = _entry(content, path, ema)
+    bare: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        if _bare(name) in bare:
+            raise UserError(f"{path} holds {_bare(name)} twice, with and without a prefix")
+        bare[_bare(name)] = value
+    return split(bare)
+
+
+def split(weights: Mapping[str, Tensor]) -> Parts:
+    """Student and extras among weights by bare name.
+
+    Where all names start with `model.` or with one of COMPANIONS, the student is a wrapper's
+    `model`. Else it is everything but the projector.
+    """
+    wrapped = any(name.startswith(STUDENT_PREFIX) for name in weights) and all(
+        name.startswith((STUDENT_PREFIX, *COMPANIONS)) for name in weights
+    )
+    student, extras = {}, {}
+    for name, value in weights.items():
+        if wrapped and name.startswith(STUDENT_PREFIX):
+            student[_bare(name.removeprefix(STUDENT_PREFIX))] = value
+        elif wrapped or name.startswith(PROJECTOR_PREFIX):
+            extras[name] = value
+        else:
+            student[name] = value
+    return Parts(student, extras)
+
+
+def _entry(content: Mapping[str, Any], path: str | Path, ema: bool) -> dict[str, Tensor]:
+    """The state dict in a file's content."""
+    entries = {key: _tensors(content[key]) for key in (*WEIGHT_ENTRIES, *EMA_ENTRIES)
+               if isinstance(content.get(key), Mapping)}  # fmt: skip
+    averages = [entries[key] for key in EMA_ENTRIES if entries.get(key)]
+    if ema and not averages:
+        raise UserError(f"{path} holds no moving average (no {' nor '.join(EMA_ENTRIES)})")
+    plain = [entries[key] for key in WEIGHT_ENTRIES if entries.get(key)]
+    found = [*averages, *plain] if ema else [*plain, *averages, _tensors(content)]
+    weights = next(filter(None, found), None)
+    if weights is None:
+        raise UserError(
+            f"{path} holds no weights: found {_some(map(str, content))}, expected a state dict, "
+            f"or one under {' or '.join(repr(key) for key in WEIGHT_ENTRIES)}"
+        )
+    return weights
+
+
+def _tensors(entry: Mapping[Any, Any]) -> dict[str, Tensor]:
+    return {str(name): value for name, value in entry.items() if isinstance(value, Tensor)}
+
+
+def load_file(path: str | Path) -> dict[str, Any]:
+    """Everything in a checkpoint file, as tensors and plain containers, on the CPU.
+
+    Raises:
+        UserError: the file is missing, damaged, or asks for anything else to be built.
+    """
+    file = locate(path)
+    try:
+        content = _read(file)
+    except UserError:
+        raise
+    except Refused as refusal:
+        raise UserError(f"{file} {refusal}") from None
+    except MemoryError:
+        raise UserError(f"{file} does not fit into memory") from None
+    except RecursionError:
+        raise UserError(f"{file} is nested too deeply, or holds itself: refused") from None
+    except PermissionError as error:
+        raise UserError(f"cannot read {file} ({error.strerror})") from None
+    except Exception as error:  # of a damaged file, torch and safetensors raise whatever they meet
+        detail = " ".join(str(error).split())[:120] or type(error).__name__
+        raise UserError(f"{file} is damaged or not a checkpoint ({detail})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file} holds a {type(content).__name__}, not a checkpoint")
+    return content
+
+
+class _Namespace:
+    """Stands in for argparse.Namespace: its attributes, and none of its behaviour."""
+
+
+_STAND_INS: list[Any] = [
+    (OrderedDict, "yacs.config.CfgNode"),  # torch fills in no other kind of mapping
+    (_Namespace, "argparse.Namespace"),
+]
+
+
+def _read(path: Path) -> Any:
+    if vet(path) is Format.SAFETENSORS:
+        return dict(safetensors.torch.load_file(path))
+    # Mapped, since by name torch would look at the suffix, and try its tar format of 2017.
+    with (
+        open(path, "rb") as file,
+        mmap(file.fileno(), 0, access=ACCESS_READ) as memory,
+        torch.serialization.safe_globals(_STAND_INS),
+    ):
+        return _Copy().of(torch.load(cast(Any, memory), map_location="cpu", weights_only=True))
+
+
+class _Copy:
+    """Copies what torch built into plain containers, up to MOST_VALUES.
+
+    The limit is for files whose lists hold the same list many times, which hold it many times, ...
+    """
+
+    def __init__(self) -> None:
+        self.values = 0
+
+    def of(self, value: Any) -> Any:
+        """Tensors without attributes, plain containers and values; Refused where there is more."""
+        self.values += 1
+        if self.values > MOST_VALUES:
+            raise Refused(f"unfolds into more than {MOST_VALUES:,} values: no checkpoint does")
+        if isinstance(value, Tensor):
+            return value.detach()
+        if isinstance(value, _Namespace):
+            value = vars(value)
+        if isinstance(value, dict):  # dict.items: an attribute of the file's may stand in its way
+            return {key: self.of(item) for key, item in dict.items(value)}
+        if isinstance(value, torch.Size):
+            return tuple(value)
+        if type(value) in (list, tuple):
+            return type(value)(map(self.of, value))
+        if isinstance(value, (torch.dtype, torch.device)):
+            return str(value)
+        if value is None or isinstance(value, (bool, int, float, str, bytes, set)):
+            return value
+        raise Refused(f"holds a {type(value).__name__}: refused, checkpoints are read as data only")
+
+
+def _bare(name: str) -> str:
+    """`name` without the prefixes that wrappers put before it."""
+    while name.startswith(WRAPPER_PREFIXES):
+        name = name.split(".", 1)[1]
+    return name
+
+
+def _some(names: Iterable[str], most: int = 4) -> str:
+    names = [name[:60] for name in names]
+    return (", ".join(names[:most]) or "nothing") + (", ..." if len(names) > most else "")
+
+
+def explain_mismatch(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: str | Path, what: str
+) -> None:
+    """Check that `found` has every tensor of `expected`, in its shape, and nothing else.
+
+    Raises:
+        UserError: names the keys and shapes that differ, the shortest list first.
+    """
+    missing = [name for name in expected if name not in found]
+    extra = [name for name in found if name not in expected]
+    shapes = [
+        f"{name} {tuple(found[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in found and found[name].shape != value.shape
+    ]
+    lists = {"missing": missing, "unexpected": extra, "of another shape": shapes}
+    parts = [
+        f"{len(names)} {label}: {_some(names, 3)}"
+        for label, names in sorted(lists.items(), key=lambda item: len(item[1]))
+        if names
+    ]
+    if parts:
+        raise UserError(f"{path} does not fit {what}: " + "; ".join(parts))

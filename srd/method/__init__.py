@@ -1,0 +1,1 @@
+"""The method: representation losses, and losses on logits."""

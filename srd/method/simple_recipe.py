@@ -1,0 +1,229 @@
+"""The method: a linear projector, normalised representations, and the LogSum distance.
+
+Miles and Mikolajczyk, "Understanding the Role of the Projector in Knowledge Distillation",
+AAAI 2024 (arXiv 2303.11098). With s = BN(P z_s) and t = BN(z_t):
+
+    elementwise   log( sum_bd |s_bd - t_bd|^alpha + log_eps )     the paper's LogSum, and the
+                                                                  released ResNet code
+    correlation   c_d = (1/B) sum_b s_bd t_bd                     the released DeiT code
+                  log( sum_d |c_d - 1|^alpha + log_eps )
+
+This file depends on torch and on `srd.distributed.processes` for the sums over the global batch.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from srd.distributed import processes as dist
+
+Match = Literal["correlation", "elementwise"]
+
+# match: (epsilon of the normalisation, epsilon inside the log), as released
+RELEASED_EPSILONS: dict[str, tuple[float, float]] = {
+    "correlation": (0.0, 1e-5),
+    "elementwise": (1e-4, 0.0),
+}
+
+
+class BatchNormalize(nn.Module):
+    """Batch normalisation without affine parameters whose epsilon may be 0.
+
+    Training uses the (biased) statistics of the global batch and updates the running ones, as
+    `nn.BatchNorm1d(dim, eps, affine=False)` does; evaluation uses the running ones. A channel
+    whose variance is zero to working precision becomes zero, with zero gradient, instead of NaN.
+
+    Args:
+        dim: number of channels D.
+        eps: added to the variance; 0 in the released DeiT code.
+        momentum: of the running statistics.
+        across_ranks: use the global batch (default) or this process's share of it.
+
+    Shapes: (B, D) to (B, D), in float32 or float64.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(
+        self, dim: int, eps: float, momentum: float = 0.1, across_ranks: bool = True
+    ) -> None:
+        super().__init__()
+        self.eps, self.momentum, self.across_ranks = eps, momentum, across_ranks
+        self.register_buffer("running_mean", torch.zeros(dim))
+        self.register_buffer("running_var", torch.ones(dim))
+        self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long))
+
+    def extra_repr(self) -> str:
+        return f"{self.running_mean.numel()}, eps={self.eps}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            mean, variance = self.running_mean.to(x.dtype), self.running_var.to(x.dtype)
+            return (x - mean) * _inverse_std(mean, variance, self.eps)
+        total = dist.global_sum if self.across_ranks else _local
+        count = x.shape[0] * (dist.world_size() if self.across_ranks else 1)
+        if count < 2:
+            raise ValueError(
+                "the representations of a single sample have no batch statistics: "
+                "train with a batch of at least 2"
+            )
+        mean = total(x.sum(dim=0)) / count
+        centred = x - mean
+        variance = total(centred.square().sum(dim=0)) / count
+        self._track(mean.detach(), variance.detach() * count / (count - 1))
+        return centred * _inverse_std(mean, variance, self.eps)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, unbiased_variance: Tensor) -> None:
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_(unbiased_variance.to(self.running_var.dtype), self.momentum)
+
+
+def _local(x: Tensor) -> Tensor:
+    return x
+
+
+def _inverse_std(mean: Tensor, variance: Tensor, eps: float) -> Tensor:
+    """1 / sqrt(variance + eps), but 0 where the variance is only a rounding error of the mean."""
+    if eps > 0:
+        return torch.rsqrt(variance + eps)
+    constant = variance <= (8 * torch.finfo(mean.dtype).eps * mean).square()
+    safe = variance.masked_fill(constant, 1.0)
+    return torch.rsqrt(safe).masked_fill(constant, 0.0)
+
+
+class SimpleRecipeLoss(nn.Module):
+    """The representation loss, with its projector.
+
+    Everything is computed in float32 (float64 for float64 inputs), outside autocast. Parameters
+    and buffers carry the released names (`embed.*`, `bn_s.*`, `bn_t.*`).
+
+    Args:
+        student_dim: D_s, width of the student's representation.
+        teacher_dim: D_t, width of the teacher's.
+        match: `"correlation"` (released DeiT code) or `"elementwise"` (paper, released ResNet code).
+        alpha: power of the LogSum distance.
+        bn_eps: epsilon of both normalisations; None takes the released value for `match`.
+        log_eps: added inside the log; None takes the released value for `match`.
+        across_ranks: statistics and sums over the global batch (default) or each rank's share.
+
+    Shapes: z_s (B, D_s) and z_t (B, D_t) to a scalar. The teacher's side receives no gradient.
+
+    Raises:
+        ValueError: widths, ranks or batch sizes that do not fit; in training a batch of one;
+            settings out of range.
+    """
+
+    def __init__(
+        self,
+        student_dim: int,
+        teacher_dim: int,
+        match: Match = "correlation",
+        alpha: float = 4.0,
+        bn_eps: float | None = None,
+        log_eps: float | None = None,
+        across_ranks: bool = True,
+    ) -> None:
+        super().__init__()
+        if match not in RELEASED_EPSILONS:
+            raise ValueError(f"match must be one of {sorted(RELEASED_EPSILONS)}, not {match!r}")
+        default_bn_eps, default_log_eps = RELEASED_EPSILONS[match]
+        self.match, self.alpha = match, float(alpha)
+        self.bn_eps = default_bn_eps if bn_eps is None else float(bn_eps)
+        self.log_eps = default_log_eps if log_eps is None else float(log_eps)
+        if not (self.alpha >= 1 and self.bn_eps >= 0 and self.log_eps >= 0):  # NaN included
+            raise ValueError("alpha must be at least 1, bn_eps and log_eps at least 0")
+        self.across_ranks = across_ranks
+        self.embed = nn.Linear(student_dim, teacher_dim)
+        self.bn_s = BatchNormalize(teacher_dim, self.bn_eps, across_ranks=across_ranks)
+        self.bn_t = BatchNormalize(teacher_dim, self.bn_eps, across_ranks=across_ranks)
+
+    @classmethod
+    def deit(cls, student_dim: int, teacher_dim: int) -> SimpleRecipeLoss:
+        """The loss of the released DeiT code: correlation, BN eps 0, log eps 1e-5."""
+        return cls(student_dim, teacher_dim, match="correlation")
+
+    @classmethod
+    def resnet(cls, student_dim: int, teacher_dim: int) -> SimpleRecipeLoss:
+        """The loss of the released ResNet code: elementwise, BN eps 1e-4, no log eps."""
+        return cls(student_dim, teacher_dim, match="elementwise")
+
+    def use_local_statistics(self) -> None:
+        """From now on: statistics and sums over each rank's share of the batch."""
+        self.across_ranks = self.bn_s.across_ranks = self.bn_t.across_ranks = False
+
+    @property
+    def projector(self) -> nn.Linear:
+        """P, from the student's width to the teacher's (`embed` in the released weights)."""
+        return self.embed
+
+    def extra_repr(self) -> str:
+        return f"match={self.match!r}, alpha={self.alpha}, log_eps={self.log_eps}"
+
+    def forward(self, z_s: Tensor, z_t: Tensor) -> Tensor:
+        self._check(z_s, z_t)
+        with torch.autocast(z_s.device.type, enabled=False):
+            dtype = torch.promote_types(torch.float32, torch.promote_types(z_s.dtype, z_t.dtype))
+            weight, bias = self.projector.weight.to(dtype), self.projector.bias.to(dtype)
+            s = self.bn_s(F.linear(z_s.to(dtype), weight, bias))
+            t = self.bn_t(z_t.detach().to(dtype))
+            return self._distance(s, t)
+
+    def _distance(self, s: Tensor, t: Tensor) -> Tensor:
+        total = dist.global_sum if self.across_ranks else _local
+        if self.match == "correlation":
+            count = s.shape[0] * (dist.world_size() if self.across_ranks else 1)
+            correlation = total((s * t).sum(dim=0)) / count
+            powers = (correlation - 1).abs().pow(self.alpha).sum()
+        else:
+            powers = total((s - t).abs().pow(self.alpha).sum())
+        if self.log_eps == 0:  # identical representations: a floor instead of log(0)
+            powers = powers.clamp_min(torch.finfo(powers.dtype).tiny)
+        return torch.log(powers + self.log_eps)
+
+    def _check(self, z_s: Tensor, z_t: Tensor) -> None:
+        for name, z, dim in (
+            ("z_s", z_s, self.projector.in_features),
+            ("z_t", z_t, self.projector.out_features),
+        ):
+            if z.ndim != 2 or z.shape[1] != dim:
+                raise ValueError(f"{name} must have shape (batch, {dim}), not {tuple(z.shape)}")
+        if z_s.shape[0] != z_t.shape[0]:
+            raise ValueError(
+                f"z_s has {z_s.shape[0]} samples and z_t has {z_t.shape[0]}: one teacher "
+                "representation for each student representation"
+            )
+
+
+def distillation_kl(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """KL(teacher || student) on logits, times T^2, averaged over the batch, in float32 or better.
+
+    Shapes: (B, C), (B, C) to a scalar. Hinton et al. 2015; T = 1 in both released recipes.
+    """
+    with torch.autocast(student_logits.device.type, enabled=False):
+        dtype = torch.promote_types(torch.float32, student_logits.dtype)
+        log_p = F.log_softmax(student_logits.to(dtype) / temperature, dim=-1)
+        log_q = F.log_softmax(teacher_logits.detach().to(dtype) / temperature, dim=-1)
+        return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy averaged over the batch, in float32 or better.
+
+    Shapes: logits (B, C); targets (B,) class indices or (B, C) mixed probabilities. `smoothing`
+    applies to class indices only: mixed targets were smoothed when they were mixed.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        logits = logits.to(torch.promote_types(torch.float32, logits.dtype))
+        if targets.is_floating_point():
+            return F.cross_entropy(logits, targets.to(logits.dtype))
+        return F.cross_entropy(logits, targets, label_smoothing=smoothing)

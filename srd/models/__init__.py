@@ -1,0 +1,1 @@
+"""Students and teachers, and what is read from them."""

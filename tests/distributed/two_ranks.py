@@ -1,0 +1,145 @@
+"""What `test_dist.py` computes twice: on the whole batch, and by torchrun on two halves of it.
+
+`torchrun --nproc-per-node 2 two_ranks.py OUT` writes, in OUT, the results of every rank.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from srd.data.sources import DigitImages
+from srd.data.views import BrokenFiles, EvalBatches, SeededViews, make_loader
+from srd.device import Precision
+from srd.distributed import processes as dist
+from srd.errors import UserError
+from srd.evaluation.accuracy import evaluate
+from srd.method.simple_recipe import SimpleRecipeLoss
+
+CPU = torch.device("cpu")
+BATCH, D_S, D_T = 8, 5, 7
+LOSSES = [("correlation", 4.0), ("elementwise", 4.0), ("correlation", 2.5), ("elementwise", 1.0)]
+
+
+def random(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def my_half(batch: Tensor) -> Tensor:
+    """This rank's rows; all of them with one process."""
+    size = len(batch) // dist.world_size()
+    return batch[dist.rank() * size : (dist.rank() + 1) * size].clone()
+
+
+def gradients(module: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
+    """Gradients as an optimizer sees them. Those of inputs are not averaged, so do it here."""
+    assert inputs.grad is not None
+    found = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+    return {**found, "inputs": inputs.grad / dist.world_size()}
+
+
+def recipe_loss(match: str, alpha: float) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    loss = SimpleRecipeLoss(D_S, D_T, match, alpha).double()
+    z_s = my_half(random(BATCH, D_S, seed=1)).requires_grad_()
+    z_t = my_half(random(BATCH, D_T, seed=2))
+    parallel = dist.data_parallel(loss, CPU)
+    value = parallel(z_s, z_t)
+    value.backward()
+    return {"value": value.detach(), **gradients(loss, z_s), **dict(loss.named_buffers())}
+
+
+def batch_norm(**settings: Any) -> dict[str, Tensor]:
+    """A convolution and a batch norm, two steps in training and one in evaluation."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, **settings), nn.ReLU())
+    network = dist.use_global_batch_norm(network).double()
+    parallel = dist.data_parallel(network, CPU)
+    for step in range(2):
+        images = my_half(random(BATCH, 3, 5, 6, seed=step)).requires_grad_()
+        out = parallel(images)
+        probe = my_half(random(BATCH, 4, 3, 4, seed=9))
+        dist.global_sum((out * probe).sum()).backward()
+    seen = {"out": out.detach(), **gradients(network, images), **dict(network.named_buffers())}
+    with torch.no_grad():
+        return {**seen, "evaluated": network.eval()(images)}
+
+
+def float32_forward() -> dict[str, Tensor]:
+    """Convolutions and batch norms in float32, over values far from zero."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16)
+    )
+    network = dist.use_global_batch_norm(network)
+    images = my_half(random(BATCH, 3, 16, 16, seed=1)).float() * 3 + 5
+    return {"out": network(images).detach(), **dict(network.named_buffers())}
+
+
+def local_loss() -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    loss = SimpleRecipeLoss(D_S, D_T, across_ranks=False).double()
+    value = loss(my_half(random(BATCH, D_S, seed=1)), my_half(random(BATCH, D_T, seed=2)))
+    return {"value": value.detach()}
+
+
+def accumulated() -> dict[str, Tensor]:
+    """Gradients summed by hand over this rank's samples, then averaged over ranks."""
+    torch.manual_seed(0)
+    network = nn.Linear(D_S, D_T).double()
+    for row in my_half(random(BATCH, D_S, seed=1)):
+        (network(row).square().sum() * dist.world_size()).backward()
+    dist.average_gradients(list(network.parameters()))
+    return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+
+
+def accuracy() -> dict[str, Tensor]:
+    def pixels(image: Any) -> Tensor:
+        return torch.tensor(list(image.convert("L").tobytes())).float().expand(3, -1)
+
+    def predict(images: Tensor) -> Tensor:
+        return images[:, 0] @ random(64, 10, seed=3).float()
+
+    batches = EvalBatches(500, 64, dist.rank(), dist.world_size())
+    loader = make_loader(SeededViews(DigitImages("val"), pixels, 0, False), batches, 0, False)
+    found = evaluate(predict, loader, Precision.choose("off", CPU), BrokenFiles(False))
+    return {name: torch.tensor(value).double() for name, value in found.row().items()}
+
+
+def results() -> dict[str, dict[str, Tensor]]:
+    found = {f"{match} {alpha}": recipe_loss(match, alpha) for match, alpha in LOSSES}
+    found["affine"] = batch_norm()
+    found["plain"] = batch_norm(affine=False, momentum=None)
+    found["still"] = batch_norm(momentum=0.0)
+    found["no statistics"] = batch_norm(track_running_stats=False)
+    found["no statistics"].pop("evaluated")  # of the batch in evaluation too: each rank's own
+    found["float32"] = float32_forward()
+    found["accumulated"] = accumulated()
+    found["accuracy"] = accuracy()
+    return found
+
+
+def check_reductions() -> None:
+    """What only two processes can show; raises where it is not so."""
+    assert dist.world_size() == 2 and dist.is_main() == (dist.rank() == 0)
+    mine = torch.tensor([1.0, 10.0]) * (dist.rank() + 1)
+    before = mine.clone()
+    assert dist.reduce_sum(mine).tolist() == [3, 30]
+    assert dist.reduce_mean(mine).tolist() == [1.5, 15]
+    assert dist.global_sum(mine).tolist() == [3, 30]
+    assert torch.equal(mine, before)
+    dist.check_same({"seed": 0})
+    with pytest.raises(UserError, match="process 1 has another configuration"):
+        dist.check_same({"seed": dist.rank()})
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with dist.processes(CPU):
+        check_reductions()
+        torch.save({**results(), "local": local_loss()}, Path(sys.argv[1]) / f"{dist.rank()}.pth")
