@@ -49,7 +49,8 @@ def _model(
     from resnet.export import describe as resnet
     from srd.data.preprocess import Preprocessing
     from srd.errors import UserError
-    from srd.export.classifier import Description, open_classifier
+    from srd.export.classifier import open_classifier
+    from srd.export.description import Description
 
     if checkpoint is None:
         random = Description(architecture, num_classes, Preprocessing(image_size))

@@ -15,7 +15,7 @@ from srd.config.layers import Layer, build, read_yaml, to_mapping
 from srd.data.inputs import preprocessing
 from srd.data.labels import class_names, is_imagenet
 from srd.errors import UserError
-from srd.export.classifier import Description
+from srd.export.description import Description
 from srd.export.origin import Source
 from srd.training.task import split_weights
 

@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import re
 from copy import deepcopy
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, RandomSampler, default_collate
-from torchdistill.common.main_util import import_dependencies
 from torchdistill.core.distillation import get_distillation_box
 from torchdistill.core.interfaces.registry import FORWARD_PROC_FUNC_DICT
 from torchdistill.core.training import get_training_box
-from torchdistill.datasets.registry import get_collate_func
 from torchdistill.losses.registry import (
     HIGH_LEVEL_LOSS_DICT,
     LOSS_DICT,
@@ -27,16 +23,12 @@ from torchdistill.losses.registry import (
     LOW_LEVEL_LOSS_DICT,
     MIDDLE_LEVEL_LOSS_DICT,
 )
-from torchdistill.models.official import get_image_classification_model
-from torchdistill.models.registry import AUXILIARY_MODEL_WRAPPER_DICT, MODEL_DICT, get_model
+from torchdistill.models.registry import AUXILIARY_MODEL_WRAPPER_DICT, MODEL_DICT
 from torchdistill.optim.registry import OPTIM_DICT, SCHEDULER_DICT
-from torchvision import models as torchvision_models
 
+from resnet.models import Models
 from resnet.recipe import Recipe
-from srd.data.views import VIEW, Batch, TrainBatches, make_loader, seeded
-from srd.distributed import processes as dist
 from srd.errors import UserError, nearest
-from srd.files.checkpoint import explain_mismatch, load_parts
 from srd.method.simple_recipe import SimpleRecipeLoss
 
 REGISTRIES = (
@@ -44,59 +36,6 @@ REGISTRIES = (
     AUXILIARY_MODEL_WRAPPER_DICT, MODEL_DICT, OPTIM_DICT, SCHEDULER_DICT,
     FORWARD_PROC_FUNC_DICT,
 )  # fmt: skip
-
-
-class Models(NamedTuple):
-    """The networks of a recipe; the teacher is None for plain training."""
-
-    student: nn.Module
-    student_name: str
-    teacher: nn.Module | None
-    teacher_name: str | None
-
-
-def load_models(recipe: Recipe, device: torch.device) -> Models:
-    """Build teacher and student, and load the weights that the recipe names, as data."""
-    import_dependencies(recipe.config.get("dependencies"))
-    section = recipe.config["models"]
-    student = section.get("student_model", section.get("model"))
-    teacher = section.get("teacher_model")
-    if student is None:
-        raise UserError("models: needs a student_model (or a model, for plain training)")
-    return Models(
-        _load_model(student, "student").to(device),
-        student["key"],
-        _load_model(teacher, "teacher").to(device) if teacher else None,
-        teacher["key"] if teacher else None,
-    )
-
-
-def _load_model(section: dict[str, Any], role: str) -> nn.Module:
-    key = section.get("key")
-    known = [name for name, value in vars(torchvision_models).items() if callable(value)]
-    known = [
-        name for name in known if name.islower() and not name.startswith(("_", "get_", "list_"))
-    ]
-    if not isinstance(key, str) or (key not in known and key not in MODEL_DICT):
-        raise UserError(f"unknown {role} model {key!r}{nearest(str(key), [*known, *MODEL_DICT])}")
-    section = {"kwargs": {}, **section}
-    model = get_image_classification_model(section) or get_model(key, None, **section["kwargs"])
-    file = section.get("src_ckpt")
-    if file and Path(file).expanduser().is_file():
-        load_plain(model, Path(file).expanduser(), f"the {role} {key}")
-    elif file and role == "teacher":
-        raise UserError(
-            f"no weights for the teacher {key} at {file} (models.teacher_model.src_ckpt)"
-        )
-    return model
-
-
-def load_plain(model: nn.Module, file: Path, what: str) -> list[str]:
-    """Load a file's weights into `model`, strictly; names what a wrapper keeps beside them."""
-    weights, extras = load_parts(file)
-    explain_mismatch(model.state_dict(), weights, file, what)
-    model.load_state_dict(weights)
-    return list(extras)
 
 
 def make_box(recipe: Recipe, models: Models, device: torch.device, lr_factor: int) -> Any:
@@ -242,57 +181,3 @@ def _extra_modules(box: Any) -> dict[str, nn.Module]:
     for name, (criterion, _) in getattr(box.criterion, "term_dict", {}).items():
         modules[f"criterion.{name}"] = criterion
     return modules
-
-
-class SeededItems(Dataset[Any]):
-    """A data set whose draws for (epoch, index) follow (seed, epoch, index)."""
-
-    def __init__(self, items: Any, seed: int) -> None:
-        self.items, self.seed = items, seed
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, key: tuple[int, int]) -> Any:
-        epoch, index = key
-        with seeded(VIEW, self.seed, epoch, index):
-            return self.items[index]
-
-
-def as_batch(items: list[Any]) -> Batch:
-    """(image, class[, ...]) pairs as the evaluator's batch."""
-    images, targets = default_collate([item[:2] for item in items])
-    return Batch(images, targets, [])
-
-
-class TrainInput(NamedTuple):
-    """The training batches in torchdistill's own form, in our order."""
-
-    loader: DataLoader[Any]
-    batches: TrainBatches
-    images: int
-    class_names: list[str] | None  # where the data set knows them, as torchvision's do
-
-
-def train_input(box: Any, recipe: Recipe, seed: int, pin_memory: bool) -> TrainInput:
-    """Our loader in the place of the box's: same data, batch size and collation, seeded order."""
-    theirs = box.train_data_loader
-    if theirs is None:
-        raise UserError("train.train_data_loader: no such dataset_id under datasets")
-    if not isinstance(theirs.sampler, RandomSampler):
-        raise UserError("train.train_data_loader.sampler: training is shuffled, use RandomSampler")
-    section = recipe.config["train"]["train_data_loader"]
-    size = len(theirs.dataset)
-    batches = TrainBatches(size, theirs.batch_size, seed, dist.rank(), dist.world_size())
-    collate = get_collate_func(section.get("collate_fn")) or default_collate
-    items = SeededItems(theirs.dataset, seed)
-    loader = make_loader(items, batches, theirs.num_workers, pin_memory, collate)
-    names = getattr(recipe.config["datasets"][section["dataset_id"]], "classes", None)
-    known = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return TrainInput(loader, batches, size, names if known else None)
-
-
-def split_items(items: Any) -> tuple[Tensor, Tensor, Any]:
-    """A training batch as (images, targets, supplementary)."""
-    images, targets, *more = items
-    return images, targets, more[0] if more else None

@@ -9,16 +9,17 @@ from typing import Any
 from torch import nn
 from torch.utils.data import DataLoader
 
-from resnet import box as boxes
-from resnet.box import Models
-from resnet.options import Options
-from resnet.recipe import Recipe
-from srd.data.views import Batch, BrokenFiles, EvalBatches, make_loader
+from resnet.inputs import SeededItems, as_batch
+from resnet.models import Models, load_plain
+from resnet.recipe import Options, Recipe
+from srd.data.batches import EvalBatches
+from srd.data.loader import Batch, BrokenFiles, make_loader
 from srd.device import Precision
-from srd.distributed import processes as dist
+from srd.distributed import processes
 from srd.errors import UserError
 from srd.evaluation.accuracy import Accuracy, evaluate, evaluating
-from srd.files.released import RELEASED, beside, in_ckpts, released_as
+from srd.evaluation.published import beside
+from srd.files.released import RELEASED, in_ckpts, released_as
 from srd.run.folder import RunFolder
 from srd.run.log import RunLog
 
@@ -35,9 +36,9 @@ def test_only(recipe: Recipe, options: Options, models: Models, precision: Preci
         *(Path("ckpts") / file for file in released),
     ]
     found = next((place for place in places if place.is_file()), None) or in_ckpts(*released)
-    log = RunLog(None, dist.is_main())
+    log = RunLog(None, processes.is_main())
     if found is not None:
-        extras = boxes.load_plain(models.student, found, f"the student {models.student_name}")
+        extras = load_plain(models.student, found, f"the student {models.student_name}")
         if extras:
             log.info(f"{found}: {len(extras)} tensors beside it, not needed: {', '.join(extras)}")
     elif not (section.get("kwargs") or {}).get("weights"):
@@ -84,11 +85,9 @@ def eval_loader(theirs: Any, precision: Precision, seed: int) -> DataLoader[Batc
     if theirs is None:
         raise UserError("train.val_data_loader: no such dataset_id under datasets")
     items = theirs.dataset
-    batches = EvalBatches(len(items), theirs.batch_size, dist.rank(), dist.world_size())
+    batches = EvalBatches(len(items), theirs.batch_size, processes.rank(), processes.world_size())
     pin = precision.device.type == "cuda"
-    return make_loader(
-        boxes.SeededItems(items, seed), batches, theirs.num_workers, pin, boxes.as_batch
-    )
+    return make_loader(SeededItems(items, seed), batches, theirs.num_workers, pin, as_batch)
 
 
 def measure(
@@ -107,6 +106,6 @@ def measure(
             batches,
             precision,
             BrokenFiles(skip=False),
-            lambda images: bar.advance(images * dist.world_size()),
+            lambda images: bar.advance(images * processes.world_size()),
             stop,
         )

@@ -17,7 +17,7 @@ from torch import Tensor
 from srd.data.labels import class_names, is_imagenet
 from srd.data.preprocess import Preprocessing
 from srd.errors import UserError
-from srd.export.classifier import Description
+from srd.export.description import Description
 from srd.export.origin import Source
 
 ARCHITECTURES = (

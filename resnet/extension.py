@@ -26,7 +26,8 @@ from torchdistill.models.wrapper import AuxiliaryModelWrapper
 
 from srd.data.sources import DigitImages, Split
 from srd.errors import UserError, nearest
-from srd.method.simple_recipe import Match, SimpleRecipeLoss, distillation_kl
+from srd.method.logits import distillation_kl
+from srd.method.simple_recipe import Match, SimpleRecipeLoss
 
 MODULE_KEY = "simple_recipe"  # where the wrapper leaves its loss and the student's representation
 

@@ -58,7 +58,7 @@ def run(arguments: Sequence[str]) -> None:
         raise UserError(f"cannot read the configuration {flags.config}: no such file")
     if flags.start_epoch:
         raise UserError("--start_epoch: a run goes on by itself where it was; see --resume")
-    from resnet.options import Options
+    from resnet.recipe import Options
     from resnet.train import run
 
     names = Options.__dataclass_fields__

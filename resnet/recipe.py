@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
-from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torchdistill.common import yaml_util
 
-from resnet.trust import check_module, check_name, check_object, forbid_pickled_code
-from srd.config.layers import STRICT, Amp, Layer, build
+from resnet.nodes import ITEM, PLAIN, _at, _check, _check_dependencies, _walk
+from resnet.trust import check_object, forbid_pickled_code
+from srd.config.layers import Amp, Layer, build
 from srd.errors import UserError, nearest
+from srd.strict import STRICT, Count, Index
 
-IMPORTS = ("!import_get", "!import_call", "!import_call_method")
-PATHS = ("!join", "!pathjoin", "!expanduser", "!abspath")
-ITEM = "!access_by_index_or_key"
-PLAIN = tuple(
-    f"tag:yaml.org,2002:{name}"
-    for name in ("str", "int", "float", "bool", "null", "seq", "map", "merge")
-)
 SECTIONS = ("dependencies", "root_dir", "datasets", "models", "train", "test", "run")
 # Where files are and how a machine is used: not part of the recipe.
 NOT_RECIPE_KEYS = {
@@ -44,8 +39,6 @@ NOT_RECIPE = (
     "run.log_every",
 )
 
-Index = Annotated[int, Field(ge=0)]
-
 
 @dataclass(config=STRICT)
 class Run:
@@ -55,12 +48,31 @@ class Run:
     channels_last: bool = False
     deterministic: bool = False
     global_statistics: bool = True  # of the whole batch; off: each process's share of it
-    save_every: Annotated[int, Field(ge=1)] = 1
+    save_every: Count = 1
     save_every_steps: Index = 0
-    keep_last: Annotated[int, Field(ge=1)] = 2
+    keep_last: Count = 2
     keep_every: Index = 0
     keep_best: bool = True
-    log_every: Annotated[int, Field(ge=1)] = 10
+    log_every: Count = 10
+
+
+@dataclasses.dataclass
+class Options:
+    """The command line of `resnet/main.py`, torchdistill's names kept."""
+
+    config: str
+    device: str = "auto"
+    seed: int = 0
+    output: str = "runs"
+    name: str | None = None
+    resume: str = "auto"
+    data_path: str | None = None
+    test_only: bool = False
+    student_only: bool = False
+    log_config: bool = False
+    adjust_lr: bool = False
+    trust_config: bool = False
+    run_log: str | None = None
 
 
 class Recipe(NamedTuple):
@@ -191,82 +203,6 @@ def _construct(root: yaml.Node, path: Path, trusted: bool) -> dict[str, Any]:
         loader.dispose()
 
 
-def _walk(node: yaml.Node) -> Iterator[yaml.Node]:
-    """Every node of a document once, aliases followed."""
-    seen: set[int] = set()
-    stack = [node]
-    while stack:
-        node = stack.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        yield node
-        if isinstance(node, yaml.MappingNode):
-            stack += [part for pair in node.value for part in pair]
-        elif isinstance(node, yaml.SequenceNode):
-            stack += node.value
-
-
-def _check(node: yaml.Node, path: Path) -> None:
-    where = _at(path, node)
-    if node.tag in IMPORTS:
-        check_name(*_imported(node, where), where)
-    elif node.tag == "!getattr":
-        names = node.value[1:2] if isinstance(node, yaml.SequenceNode) else []
-        if not names or not isinstance(names[0], yaml.ScalarNode) or names[0].value[:1] == "_":
-            raise UserError(f"{where}: !getattr may only name a public attribute, as plain text")
-    elif node.tag not in (*PATHS, ITEM, *PLAIN):
-        raise UserError(
-            f"{where}: the tag {node.tag} is not one that a configuration may use; "
-            "--trust-config runs a file that you have read and trust"
-        )
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value == "repo_or_dir":
-                raise UserError(
-                    f"{_at(path, value)}: repo_or_dir runs the code of a repository: not supported"
-                )
-
-
-def _imported(node: yaml.Node, where: str) -> tuple[str, list[str]]:
-    """The module and the attributes in it that torchdistill takes from an import's node."""
-    entry = _scalars(node, ("key", "package", "class_name", "method_name"), where)
-    names = [entry.get("key", "")]
-    if node.tag == "!import_call_method":
-        names = [entry.get("class_name", ""), entry.get("method_name", "")]
-    if all(names) and "package" in entry:
-        return entry["package"], names
-    parts = (entry.get("package") or entry.get("key", "")).split(".")
-    return ".".join(parts[: -len(names)]), parts[-len(names) :]
-
-
-def _check_dependencies(node: yaml.Node | None, path: Path) -> None:
-    if node is None or node.tag.endswith("null"):
-        return
-    items = node.value if isinstance(node, yaml.SequenceNode) else [node]
-    for item in items:
-        if not isinstance(item, yaml.ScalarNode):
-            raise UserError(
-                f"{_at(path, item)}: dependencies are module names, such as resnet.extension"
-            )
-        check_module(item.value, _at(path, item))
-
-
-def _scalars(node: yaml.Node, keys: tuple[str, ...], where: str) -> dict[str, str]:
-    """The plain-text values of `keys` in a mapping; a computed one is a UserError."""
-    if not isinstance(node, yaml.MappingNode):
-        raise UserError(f"{where}: {node.tag} needs `key: ...`")
-    found: dict[str, str] = {}
-    for key, value in node.value:
-        if key.value in ("<<",) or not isinstance(key, yaml.ScalarNode):
-            raise UserError(f"{where}: {node.tag} must be written out, without merge keys")
-        if key.value in keys:
-            if not isinstance(value, yaml.ScalarNode) or not value.tag.endswith(":str"):
-                raise UserError(f"{where}: {key.value} of {node.tag} must be plain text")
-            found[key.value] = value.value
-    return found
-
-
 def _plain(node: yaml.Node) -> Any:
     """A document as plain values, tags as keys, without what is not part of the recipe."""
     if isinstance(node, yaml.MappingNode):
@@ -283,7 +219,3 @@ def _plain(node: yaml.Node) -> Any:
         return loader.construct_object(node) if node.tag in PLAIN else f"{node.tag} {node.value}"
     finally:
         loader.dispose()
-
-
-def _at(path: Path, node: yaml.Node) -> str:
-    return f"{path}, line {node.start_mark.line + 1}"

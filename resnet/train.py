@@ -6,112 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from resnet import box as boxes
-from resnet.box import Models
-from resnet.evaluation import eval_loader, measure, test, test_only
-from resnet.options import Options
-from resnet.recipe import NOT_RECIPE, Recipe, read_recipe
+from resnet.evaluation import test, test_only
+from resnet.inputs import train_input
+from resnet.models import Models, load_models
+from resnet.recipe import NOT_RECIPE, Options, Recipe, read_recipe
+from resnet.trainer import BoxLoop
 from srd.data.views import INIT, seeded
 from srd.device import Precision, choose_device, device_name, set_determinism
-from srd.distributed import processes as dist
+from srd.distributed import batch_norm, processes
 from srd.evaluation.accuracy import Accuracy
 from srd.files.checkpoint import load_weights, save_state
-from srd.run.folder import RunFolder, open_run
+from srd.run.folder import RunFolder
 from srd.run.log import RunLog, clock
 from srd.run.provenance import provenance
-from srd.training.loop import Backward, Loop, Losses, Plan
-
-
-class BoxLoop(Loop):
-    """A torchdistill box, trained by the shared loop."""
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        options: Options,
-        models: Models,
-        box: Any,
-        folder: RunFolder,
-        log: RunLog,
-        precision: Precision,
-        inputs: boxes.TrainInput,
-        identity: dict[str, Any],
-    ) -> None:
-        run = recipe.run
-        plan = Plan(
-            epochs=box.num_epochs,
-            batch_size=inputs.batches.batch_size,
-            seed=options.seed,
-            save_every=run.save_every,
-            save_every_steps=run.save_every_steps,
-            keep_last=run.keep_last,
-            keep_every=run.keep_every,
-            keep_best=run.keep_best,
-            log_every=run.log_every,
-            clip_norm=box.max_grad_norm,
-        )
-        super().__init__(
-            plan, inputs.loader, inputs.batches, folder, log, precision, recipe.settings, identity
-        )
-        self.recipe, self.models, self.box = recipe, models, box
-        self.optimizer, self.schedule = box.optimizer, box.lr_scheduler
-        self.parameters = [p for group in box.optimizer.param_groups for p in group["params"]]
-        self.val = eval_loader(box.val_data_loader, precision, options.seed)
-
-    def model(self) -> nn.Module:
-        return self.models.student
-
-    def start_epoch(self) -> None:
-        boxes.start_epoch(self.box, self.models, self.position.epoch)
-
-    def set_rate(self, updates: int) -> None:
-        every = self.box.scheduling_step or 0
-        if self.schedule is not None and every > 0 and updates and updates % every == 0:
-            self.schedule.step()
-
-    def end_epoch(self, accuracy: Accuracy | None) -> None:
-        self.box.post_epoch_process(metrics=accuracy.acc1 if accuracy else None)
-
-    def forward_pass(self, batch: Any, seed: int) -> tuple[Losses, Backward]:
-        images, targets, more = boxes.split_items(batch)
-        images = images.to(self.device, self.precision.dtype, non_blocking=True)
-        if self.recipe.run.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        targets = targets.to(self.device, non_blocking=True)
-        torch.manual_seed(seed)
-        with self.precision.autocast():
-            total = self.box.forward_process(images, targets, more)
-        return boxes.named_losses(self.box, total), self.backward
-
-    def backward(self, loss: Tensor) -> None:
-        """Gradients, averaged over processes."""
-        loss.backward()
-        dist.average_gradients(self.parameters)
-
-    def measure(self) -> Accuracy:
-        return measure(
-            self.models.student,
-            self.val,
-            self.precision,
-            self.log,
-            "evaluating",
-            self.signals.asked,
-        )
-
-    def learned(self) -> dict[str, Any]:
-        return {
-            "model": self.models.student.state_dict(),
-            "extras": boxes.extras(self.box, self.models),
-            "lr_scheduler": self.schedule.state_dict() if self.schedule is not None else None,
-        }
-
-    def load_learned(self, state: dict[str, Any]) -> None:
-        self.models.student.load_state_dict(state["model"])
-        boxes.load_extras(self.box, state["extras"])
-        if self.schedule is not None:
-            self.schedule.load_state_dict(state["lr_scheduler"])
+from srd.run.resume import open_run
 
 
 def run(options: Options) -> None:
@@ -122,19 +32,19 @@ def run(options: Options) -> None:
             not finite, or a file cannot be written.
     """
     device = choose_device(options.device)
-    with dist.processes(device):
+    with processes.processes(device):
         recipe = read_recipe(options.config, options.data_path, options.trust_config)
-        dist.check_same([recipe.settings, options.seed])
+        processes.check_same([recipe.settings, options.seed])
         precision = Precision.choose(recipe.run.amp, device)
         set_determinism(recipe.run.deterministic)
         with seeded(INIT, options.seed):
-            models = boxes.load_models(recipe, device)
+            models = load_models(recipe, device)
             prepare(models, recipe, precision)
             if options.test_only:
                 test_only(recipe, options, models, precision)
             else:
                 box = boxes.make_box(
-                    recipe, models, device, dist.world_size() if options.adjust_lr else 1
+                    recipe, models, device, processes.world_size() if options.adjust_lr else 1
                 )
         if not options.test_only:
             _train(recipe, options, models, box, precision)
@@ -143,7 +53,7 @@ def run(options: Options) -> None:
 def prepare(models: Models, recipe: Recipe, precision: Precision) -> None:
     """Global batch norms, types and memory layout of the networks."""
     if recipe.run.global_statistics:
-        dist.use_global_batch_norm(models.student)
+        batch_norm.use_global_batch_norm(models.student)
     for model in (models.student, models.teacher):
         if model is not None:
             model.to(precision.dtype)
@@ -157,7 +67,7 @@ def _train(
     boxes.trained_network(box).to(precision.dtype)
     if not recipe.run.global_statistics:
         boxes.use_local_statistics(box)
-    inputs = boxes.train_input(box, recipe, options.seed, precision.device.type == "cuda")
+    inputs = train_input(box, recipe, options.seed, precision.device.type == "cuda")
     identity = {
         "model": models.student_name,
         "teacher": models.teacher_name,
@@ -172,11 +82,11 @@ def _train(
     )
     if opened.state is not None and (done := folder.read_result()) is not None:
         folder.release()
-        if dist.is_main():
+        if processes.is_main():
             print(f"already finished: acc1 {done['acc1']:.2f}; see {folder.path}")
         return
     copy_to = Path(options.run_log).expanduser() if options.run_log else None
-    log = RunLog(folder.path, dist.is_main(), opened.updates, copy_to)
+    log = RunLog(folder.path, processes.is_main(), opened.updates, copy_to)
     try:
         log.tell(opened.notes)
         if options.log_config:
@@ -184,16 +94,16 @@ def _train(
         teacher = f"{models.teacher_name} teaches " if models.teacher else ""
         log.info(
             f"{teacher}{models.student_name}; {inputs.images} training images; {precision.device}, "
-            f"{precision}, {dist.world_size()} process(es)"
+            f"{precision}, {processes.world_size()} process(es)"
         )
         loop = BoxLoop(recipe, options, models, box, folder, log, precision, inputs, identity)
         if opened.state is not None:
             loop.load_state(opened.state)
         loop.fit()
-        dist.barrier()  # the main process may still be writing the best student
+        processes.barrier()  # the main process may still be writing the best student
         models.student.load_state_dict(load_weights(folder.student))
         accuracy = test(recipe, options, models, precision, log)
-        if dist.is_main():
+        if processes.is_main():
             _finish(loop, accuracy)
     finally:
         log.close()
@@ -220,7 +130,7 @@ def _finish(loop: BoxLoop, accuracy: Accuracy) -> None:
             "seconds": round(position.seconds, 1),
             "device": device_name(loop.device),
             "precision": str(loop.precision),
-            "processes": dist.world_size(),
+            "processes": processes.world_size(),
             **provenance(),
         }
     )

@@ -41,7 +41,7 @@ ALLOWED = (
     "torchdistill.models",
     "torchdistill.optim",
     "srd.data.sources",
-    "srd.method.simple_recipe",
+    "srd.method",
     "resnet.extension",
 )
 # The home of torch.float32's class, and of torch.nn.functional.gelu.

@@ -78,8 +78,8 @@ def measure_file(name: str, file: Path, flags: Any, log: Any) -> tuple[Any, list
     from srd.data.inputs import measure, open_inputs
     from srd.device import Precision, choose_device
     from srd.files.checkpoint import explain_mismatch
+    from srd.files.hashes import verify
     from srd.files.weights import load_parts
-    from srd.models.teacher import verify
 
     interpolation = "bicubic" if name == "regnety_160" else "bilinear"
     data = {"path": flags.data_path, "workers": flags.workers, "eval_interpolation": interpolation,
@@ -99,8 +99,9 @@ def measure_file(name: str, file: Path, flags: Any, log: Any) -> tuple[Any, list
 
 def entry(name: str, flags: Any, log: Any) -> dict[str, Any]:
     """One row of the results; its `outcome` is a word or two."""
+    from srd.evaluation.published import reproduces
     from srd.files.hashes import sha256
-    from srd.files.released import find, released_as, reproduces
+    from srd.files.released import find, released_as
 
     one = released_as(name)
     assert one is not None

@@ -18,7 +18,7 @@ from PIL import Image
 
 from deit import main
 from deit.student import SIZES
-from srd.data import inputs
+from srd.data import augment
 from srd.errors import exit_code
 from srd.files.checkpoint import load_file, load_weights
 from srd.run.log import read_metrics
@@ -72,7 +72,7 @@ def strike(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None], int
     """`strike(what, step)` calls `what` once, in the middle of a step of the next run."""
 
     def plan(what: Callable[[], None], at: int) -> None:
-        mix, due = inputs.Mix.__call__, [at]
+        mix, due = augment.Mix.__call__, [at]
 
         def struck(self: Any, images: Any, targets: Any, step: int) -> Any:
             if step in due:
@@ -80,7 +80,7 @@ def strike(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None], int
                 what()
             return mix(self, images, targets, step)
 
-        monkeypatch.setattr(inputs.Mix, "__call__", struck)
+        monkeypatch.setattr(augment.Mix, "__call__", struck)
 
     return plan
 

@@ -20,8 +20,8 @@ import torch
 from deit import main as deit
 from deit.student import SIZES
 from resnet import main as resnet
-from srd.data import inputs
-from srd.distributed import processes as dist
+from srd.data import augment
+from srd.distributed import processes
 from srd.errors import Stopped
 from srd.evaluation import of_checkpoint as evaluation
 
@@ -47,14 +47,14 @@ def train_resnet(folder: Path, name: str, *more: str) -> None:
 
 def at_step(step: int, what: Callable[[], None]) -> None:
     """Call `what` in the middle of a step of the runs that follow."""
-    mix = inputs.Mix.__call__
+    mix = augment.Mix.__call__
 
     def struck(self: Any, images: Any, targets: Any, now: int) -> Any:
         if now == step:
             what()
         return mix(self, images, targets, now)
 
-    inputs.Mix.__call__ = struck  # type: ignore[method-assign]
+    augment.Mix.__call__ = struck  # type: ignore[method-assign]
 
 
 def stop_at(folder: Path, step: int) -> None:
@@ -110,6 +110,6 @@ def act(folder: Path, action: str) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     SIZES["tiny"] = (24, 3)
-    with dist.processes(torch.device("cpu")):
+    with processes.processes(torch.device("cpu")):
         for asked in sys.argv[2:]:
             act(Path(sys.argv[1]), asked)

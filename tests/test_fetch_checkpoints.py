@@ -36,7 +36,7 @@ def test_the_readme_shows_the_table() -> None:
 
 
 def test_the_table_agrees_with_what_the_code_looks_for() -> None:
-    from srd.models.timm_models import PAPER_FILE
+    from srd.models.teacher import PAPER_FILE
 
     files = {one.name: one for one in RELEASED}
     assert files["regnety_160"].file == PAPER_FILE

@@ -13,15 +13,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from srd.config.layers import STRICT, Amp, dotted_keys
+from srd.config.layers import Amp, dotted_keys
 from srd.errors import UserError
+from srd.strict import STRICT, Below1, Count, Fraction, Index, NonNegative, Positive
 
-Count = Annotated[int, Field(ge=1)]
-Index = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Below1 = Annotated[float, Field(ge=0, lt=1)]
 Channels = tuple[float, float, float]
 ImageSize = Annotated[int, Field(ge=16, multiple_of=16)]
 

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import yaml
-from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 from srd.errors import UserError, nearest
 
-STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Amp = Annotated[  # of `srd.device.Precision`; YAML reads a bare `off` as false
     Literal["auto", "off", "bf16", "fp16", "fp64"],
     BeforeValidator(lambda value: "off" if value is False else value),

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
@@ -141,19 +141,6 @@ def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
     )
 
 
-@torch.no_grad()
-def average_gradients(parameters: list[nn.Parameter]) -> None:
-    """Average `.grad` over ranks, in one message, for gradients that were accumulated by hand."""
-    if world_size() == 1:
-        return
-    grads = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([grad.reshape(-1) for grad in grads])
-    dist.all_reduce(flat)
-    flat /= world_size()
-    for grad, part in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
-        grad.copy_(part.view_as(grad))
-
-
 def from_main(compute: Callable[[], T]) -> T:
     """What `compute` returns on the main process, on every process (picklable; not for tensors).
 
@@ -187,111 +174,3 @@ def barrier() -> None:
     """Wait until every process is here."""
     if world_size() > 1:
         dist.barrier()
-
-
-@torch.no_grad()
-def share_buffers(module: nn.Module) -> None:
-    """Give every process the main one's buffers, such as running statistics of its own share."""
-    if world_size() > 1:
-        for buffer in module.buffers():
-            dist.broadcast(buffer, 0)
-
-
-class _GlobalSum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        total = grads[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
-
-
-def global_sum(x: Tensor) -> Tensor:
-    """Sum `x` over all ranks, differentiably (any shape, same on every rank)."""
-    return _GlobalSum.apply(x) if world_size() > 1 else x
-
-
-@torch.no_grad()
-def reduce_mean(x: Tensor) -> Tensor:
-    """Mean of `x` over ranks, for logging only: no gradient passes."""
-    if world_size() == 1:
-        return x
-    total = x.clone()
-    dist.all_reduce(total)
-    return total / world_size()
-
-
-@torch.no_grad()
-def reduce_sum(x: Tensor) -> Tensor:
-    """Sum of `x` over ranks, for counting only: no gradient passes."""
-    if world_size() == 1:
-        return x
-    total = x.clone()
-    dist.all_reduce(total)
-    return total
-
-
-class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` whose training statistics are those of the global batch.
-
-    Unlike `nn.SyncBatchNorm` it also works on the CPU (gloo). There it sums in float64, alone too:
-    as long as the weights are the same, any number of processes computes the same bits, and no
-    rounding puts a value on the other side of a ReLU. Alone on a GPU it *is* `nn.BatchNorm2d`.
-    State-dict names are those of `nn.BatchNorm2d`. Shapes: (B, C, H, W) to (B, C, H, W).
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or (world_size() == 1 and x.device.type != "cpu"):
-            return super().forward(x)
-        with torch.autocast(x.device.type, enabled=False):
-            work = x.to(torch.promote_types(torch.float32, x.dtype))
-            count = work.numel() // work.shape[1] * world_size()
-            wide = torch.float64 if x.device.type == "cpu" else work.dtype
-            mean = (global_sum(work.sum(dim=(0, 2, 3), dtype=wide)) / count).to(work.dtype)
-            centred = work - mean[:, None, None]
-            squares = centred.square().sum(dim=(0, 2, 3), dtype=wide)
-            variance = (global_sum(squares) / count).to(work.dtype)
-            self._track(mean.detach(), variance.detach(), count)
-            scale = torch.rsqrt(variance + self.eps)
-            if self.weight is not None:
-                scale = scale * self.weight
-            out = centred * scale[:, None, None]
-            if self.bias is not None:
-                out = out + self.bias[:, None, None]
-        return out.to(x.dtype)
-
-    def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        if self.running_mean is None or self.running_var is None:
-            return
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        momentum = self.momentum
-        if momentum is None:  # a cumulative average, as in nn.BatchNorm2d
-            momentum = 1.0 / float(self.num_batches_tracked)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-        unbiased = variance * count / max(count - 1, 1)
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
-
-
-def use_global_batch_norm(module: nn.Module) -> nn.Module:
-    """Replace every `nn.BatchNorm2d` inside `module` by `GlobalBatchNorm2d`, sharing its tensors."""
-    for name, child in module.named_children():
-        if type(child) is nn.BatchNorm2d:
-            twin = GlobalBatchNorm2d(
-                child.num_features,
-                child.eps,
-                child.momentum,
-                child.affine,
-                child.track_running_stats,
-            )
-            twin._parameters, twin._buffers = child._parameters, child._buffers
-            twin.train(child.training)
-            setattr(module, name, twin)
-        else:
-            use_global_batch_norm(child)
-    return module

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from srd.data.views import Batch, BrokenFiles
+from srd.data.loader import Batch, BrokenFiles
 from srd.device import Precision
-from srd.distributed import processes as dist
+from srd.distributed import reduce
 from srd.errors import UserError
 
 
@@ -94,7 +94,7 @@ def evaluate(
         sums[2] += F.cross_entropy(logits, targets, reduction="sum").double()
         sums[3] += len(targets)
         progress(len(targets))
-    correct1, correct5, loss, images_seen, stops = dist.reduce_sum(sums).tolist()
+    correct1, correct5, loss, images_seen, stops = reduce.reduce_sum(sums).tolist()
     if stops:
         raise EvaluationStopped
     if images_seen == 0:

@@ -10,12 +10,13 @@ from deit.student import create_student
 from srd.config.fields import Config
 from srd.data.inputs import measure, open_inputs
 from srd.device import Precision, choose_device
-from srd.distributed import processes as dist
+from srd.distributed import processes
 from srd.errors import UserError
 from srd.evaluation.accuracy import Accuracy
+from srd.evaluation.published import beside
 from srd.files.checkpoint import explain_mismatch, load_parts
-from srd.files.released import beside, in_ckpts, released_as
-from srd.models.timm_models import PAPER_TEACHER, open_teacher
+from srd.files.released import in_ckpts, released_as
+from srd.models.teacher import PAPER_TEACHER, open_teacher
 from srd.run.log import RunLog
 
 
@@ -30,7 +31,7 @@ def evaluate_checkpoint(config: Config, checkpoint: str | None) -> Accuracy:
     """
     path = Path(checkpoint).expanduser() if checkpoint else released_checkpoint(config.model.name)
     device = choose_device(config.device)
-    with dist.processes(device):
+    with processes.processes(device):
         return _evaluate(config, path, device)
 
 
@@ -44,7 +45,7 @@ def _evaluate(config: Config, path: Path, device: torch.device) -> Accuracy:
     explain_mismatch(student.state_dict(), weights, path, what)
     student.load_state_dict(weights)
     student.to(device, precision.dtype).eval()
-    log = RunLog(None, dist.is_main())
+    log = RunLog(None, processes.is_main())
     try:
         if extras:
             log.info(
@@ -59,7 +60,7 @@ def _evaluate(config: Config, path: Path, device: torch.device) -> Accuracy:
         accuracy = measure(student, inputs, precision, log)
     finally:
         log.close()
-    if dist.is_main():
+    if processes.is_main():
         print(f"{what}, {path}: {accuracy}")
         _tell_published(config, f"deit_{config.model.name}", accuracy, inputs.num_classes)
     return accuracy
@@ -68,7 +69,7 @@ def _evaluate(config: Config, path: Path, device: torch.device) -> Accuracy:
 def _tell_published(config: Config, name: str, found: Accuracy, num_classes: int) -> None:
     """The published value beside ours, where the data may be ImageNet."""
     one = released_as(name)
-    if one is not None and num_classes == 1000 and dist.is_main():
+    if one is not None and num_classes == 1000 and processes.is_main():
         data = config.data
         settings = (
             f"data.eval_interpolation {data.eval_interpolation}, data.eval_crop {data.eval_crop}"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from srd.config.layers import dump_yaml
 from srd.data.labels import is_imagenet
-from srd.export.classifier import Classifier, Description
+from srd.export.classifier import Classifier
+from srd.export.description import Description
 from srd.export.formats import CONFIG, ONNX, TORCH
 
 CODE_LICENCE = "MIT"

@@ -20,7 +20,8 @@ import timm
 
 from srd.errors import RunFailed, UserError
 from srd.export.card import model_card
-from srd.export.classifier import OWN_SECTION, Classifier
+from srd.export.classifier import Classifier
+from srd.export.description import OWN_SECTION
 from srd.export.formats import CARD, CONFIG, FORMATS, ONNX, TORCH, WEIGHTS
 from srd.export.graphs import need_onnx, trace, write_onnx, write_torch
 from srd.files.checkpoint import save_weights, write_text, write_whole

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from srd.errors import RunFailed, UserError
-from srd.export.classifier import OWN_SECTION, Classifier, Description, exported_with
+from srd.export.classifier import Classifier
+from srd.export.description import OWN_SECTION, Description, exported_with
 from srd.export.formats import CONFIG
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")

@@ -14,8 +14,10 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from srd.data.batches import EvalBatches
+from srd.data.loader import make_loader
 from srd.data.sources import read_image
-from srd.data.views import BROKEN_IMAGE, EvalBatches, SeededViews, make_loader
+from srd.data.views import BROKEN_IMAGE, SeededViews
 from srd.errors import UserError
 from srd.export.classifier import Classifier, probabilities
 

@@ -6,6 +6,8 @@ import hashlib
 import re
 from pathlib import Path
 
+from srd.errors import UserError
+
 
 def sha256(path: str | Path) -> str:
     """The SHA-256 of a file, as 64 hexadecimal digits."""
@@ -21,3 +23,22 @@ def claimed_digits(name: str) -> str:
     """
     found = re.search(r"-(?!(?:19|20)\d{6}\.)([0-9a-f]{8,64})\.\w+$", name)
     return found.group(1) if found else ""
+
+
+def verify(path: str | Path) -> str:
+    """The SHA-256 of a weights file, checked against the digits in its name where it has any.
+
+    Raises:
+        UserError: no such file, or the digits differ.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no teacher weights at {path}")
+    digest = sha256(path)
+    claimed = claimed_digits(path.name)
+    if not digest.startswith(claimed):
+        raise UserError(
+            f"{path} is not the file its name claims: its SHA-256 starts with {digest[:8]}, not "
+            f"{claimed[:8]}; download it again"
+        )
+    return digest

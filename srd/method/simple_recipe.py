@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from srd.distributed import processes as dist
+from srd.distributed import processes, reduce
 
 Match = Literal["correlation", "elementwise"]
 
@@ -66,8 +66,8 @@ class BatchNormalize(nn.Module):
         if not self.training:
             mean, variance = self.running_mean.to(x.dtype), self.running_var.to(x.dtype)
             return (x - mean) * _inverse_std(mean, variance, self.eps)
-        total = dist.global_sum if self.across_ranks else _local
-        count = x.shape[0] * (dist.world_size() if self.across_ranks else 1)
+        total = reduce.global_sum if self.across_ranks else _local
+        count = x.shape[0] * (processes.world_size() if self.across_ranks else 1)
         if count < 2:
             raise ValueError(
                 "the representations of a single sample have no batch statistics: "
@@ -177,9 +177,9 @@ class SimpleRecipeLoss(nn.Module):
             return self._distance(s, t)
 
     def _distance(self, s: Tensor, t: Tensor) -> Tensor:
-        total = dist.global_sum if self.across_ranks else _local
+        total = reduce.global_sum if self.across_ranks else _local
         if self.match == "correlation":
-            count = s.shape[0] * (dist.world_size() if self.across_ranks else 1)
+            count = s.shape[0] * (processes.world_size() if self.across_ranks else 1)
             correlation = total((s * t).sum(dim=0)) / count
             powers = (correlation - 1).abs().pow(self.alpha).sum()
         else:
@@ -200,30 +200,3 @@ class SimpleRecipeLoss(nn.Module):
                 f"z_s has {z_s.shape[0]} samples and z_t has {z_t.shape[0]}: one teacher "
                 "representation for each student representation"
             )
-
-
-def distillation_kl(
-    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0
-) -> Tensor:
-    """KL(teacher || student) on logits, times T^2, averaged over the batch, in float32 or better.
-
-    Shapes: (B, C), (B, C) to a scalar. Hinton et al. 2015; T = 1 in both released recipes.
-    """
-    with torch.autocast(student_logits.device.type, enabled=False):
-        dtype = torch.promote_types(torch.float32, student_logits.dtype)
-        log_p = F.log_softmax(student_logits.to(dtype) / temperature, dim=-1)
-        log_q = F.log_softmax(teacher_logits.detach().to(dtype) / temperature, dim=-1)
-        return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
-
-
-def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy averaged over the batch, in float32 or better.
-
-    Shapes: logits (B, C); targets (B,) class indices or (B, C) mixed probabilities. `smoothing`
-    applies to class indices only: mixed targets were smoothed when they were mixed.
-    """
-    with torch.autocast(logits.device.type, enabled=False):
-        logits = logits.to(torch.promote_types(torch.float32, logits.dtype))
-        if targets.is_floating_point():
-            return F.cross_entropy(logits, targets.to(logits.dtype))
-        return F.cross_entropy(logits, targets, label_smoothing=smoothing)

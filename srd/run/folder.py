@@ -10,12 +10,10 @@ import shutil
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from srd.config.layers import differences, dump_yaml
-from srd.distributed import processes as dist
 from srd.errors import RunFailed, UserError
-from srd.files.checkpoint import load_file, newest_whole, save_state, write_text
+from srd.files.checkpoint import newest_whole, save_state, write_text
 from srd.run.lock import Claim
 
 
@@ -142,115 +140,6 @@ class RunFolder:
         except (OSError, ValueError):
             return None
         return result if isinstance(result, dict) else None
-
-
-def load_resume(
-    path: Path, recipe: Mapping[str, Any], not_recipe: tuple[str, ...]
-) -> dict[str, Any]:
-    """A checkpoint to go on from, checked to be of the same recipe.
-
-    Raises:
-        UserError: the file is not a run's checkpoint, or its recipe differs (naming the fields).
-    """
-    state = load_file(path)
-    if not isinstance(state.get("config"), dict) or "position" not in state:
-        raise UserError(f"{path} is not a checkpoint of a run here: it cannot be resumed")
-    # The names of the classes are for those who use the student; older checkpoints lack them.
-    changed = differences(state["config"], recipe, (*not_recipe, "identity.class_names"))
-    if changed:
-        raise UserError(
-            f"{path} belongs to another recipe ({'; '.join(changed[:5])}): use another --name, "
-            "the old values, or --resume none"
-        )
-    return state
-
-
-class Opened(NamedTuple):
-    """How a run starts: the state to go on from (None: from its start), and what to tell."""
-
-    state: dict[str, Any] | None
-    notes: list[str]
-
-    @property
-    def updates(self) -> int:
-        """Updates already made."""
-        return self.state["position"]["updates"] if self.state else 0
-
-
-def open_run(
-    folder: RunFolder,
-    resume: str,
-    settings: Mapping[str, Any],
-    identity: Mapping[str, Any],
-    not_recipe: tuple[str, ...],
-    config_text: str | None = None,
-) -> Opened:
-    """Make a run's folder ready, and find where the run goes on.
-
-    Args:
-        resume: `auto` (the newest whole checkpoint in the folder), `none` (a new run; an earlier
-            one's folder is renamed), or a checkpoint file. A command that torchrun or SLURM starts
-            again goes on where it was, whatever this says.
-        settings: the resolved configuration, saved with the run.
-        identity: what a checkpoint must agree on besides.
-        not_recipe: settings that may differ from the checkpoint's.
-        config_text: what `config.yaml` shall hold instead of `settings`.
-
-    Raises:
-        UserError: the folder cannot be written or another process writes it, a process cannot see
-            it, or the checkpoint belongs to another recipe.
-    """
-    dist.from_main(folder.claim)
-    try:
-        start, damaged = dist.from_main(lambda: _starting_point(folder, resume))
-        path = start if isinstance(start, Path) else None
-        if path is not None and (blind := dist.ranks_where(not path.is_file())):
-            raise UserError(
-                f"process {blind[0]} does not see {path}: --output must be a folder that all "
-                "machines share"
-            )
-        state = load_resume(path, {**settings, **identity}, not_recipe) if path else None
-        text = config_text or dump_yaml(settings)
-        notes = dist.from_main(lambda: _make_ready(folder, text, start, damaged))
-    except UserError:
-        folder.release()
-        raise
-    return Opened(state, notes)
-
-
-def _make_ready(
-    folder: RunFolder, config_text: str, start: Path | str, damaged: list[Path]
-) -> list[str]:
-    """Everything in its place for the run to start; returns what to tell."""
-    notes: list[str] = []
-    if start == "anew" and (aside := folder.set_aside()):
-        notes.append(f"the earlier run is now {aside}")
-    folder.prepare()
-    folder.claim()
-    write_text(folder.config, config_text)
-    if launches():
-        write_text(folder.launch, "\n".join(launches()) + "\n")
-    for file in damaged:
-        file.rename(file.with_name(f"{file.name}.damaged"))
-        notes.append(f"{file} is damaged: passed over for {start}, and kept as {file.name}.damaged")
-    return notes
-
-
-def _starting_point(folder: RunFolder, resume: str) -> tuple[Path | str, list[Path]]:
-    """The checkpoint to go on from, `"start"`, or `"anew"`; and the damaged files passed over."""
-    again = folder.was_started_by_this_launch()
-    if resume == "none" and not again:
-        return "anew", []
-    path, damaged = folder.find_resume() if resume in ("auto", "none") or again else (None, [])
-    if path is None and resume not in ("auto", "none"):
-        path = Path(resume).expanduser()
-        if not path.is_file():
-            raise UserError(f"no checkpoint at {path}")
-    if path is None and damaged:
-        raise UserError(
-            f"{damaged[0]} is damaged and there is no other checkpoint: --resume none starts anew"
-        )
-    return path or "start", damaged
 
 
 def launches(again: bool = False) -> list[str]:

@@ -13,9 +13,10 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from srd.data.views import STEP, TrainBatches, derive
+from srd.data.batches import TrainBatches
+from srd.data.views import STEP, derive
 from srd.device import Precision, Readback
-from srd.distributed import processes as dist
+from srd.distributed import processes, reduce
 from srd.distributed.signals import StopSignals
 from srd.errors import Stopped
 from srd.evaluation.accuracy import Accuracy, EvaluationStopped
@@ -211,13 +212,13 @@ class Loop(ABC):
     def train_step(self, batch: Any, bar: Bar) -> None:
         """One update from one global batch."""
         position = self.position
-        seed = int(derive(STEP, self.plan.seed, position.updates, dist.rank())[0])
+        seed = int(derive(STEP, self.plan.seed, position.updates, processes.rank())[0])
         where = f"epoch {position.epoch}, step {position.updates}"
         self.set_rate(position.updates)
         losses, backward = self.forward_pass(batch, seed)
         # One small reduction tells every process the global losses, and whether any was asked to stop.
         asked = torch.full_like(losses["loss"], float(self.signals.received is not None))
-        means = dist.reduce_mean(torch.stack([*losses.values(), asked]).detach())
+        means = reduce.reduce_mean(torch.stack([*losses.values(), asked]).detach())
         logged = dict(zip([*losses, "stop"], means, strict=True))
         rate = self.optimizer.param_groups[0]["lr"]
         clip = self.plan.clip_norm
@@ -241,7 +242,7 @@ class Loop(ABC):
     def save_and_stop(self) -> NoReturn:
         """Leave the run so that it goes on from here."""
         self.save_last()
-        dist.barrier()  # torchrun ends the others when one leaves: wait until it is saved
+        processes.barrier()  # torchrun ends the others when one leaves: wait until it is saved
         place = f"{self.label}, step {self.position.step} of {self.steps}"
         raise Stopped(f"saved {self.folder.last} in {place}", self.signals.code)
 
@@ -281,20 +282,20 @@ class Loop(ABC):
     def save_last(self) -> None:
         """Write `last.pth`, and keep the ones before it that the plan asks for."""
         self.tell_pending()
-        if dist.is_main():
+        if processes.is_main():
             self.folder.keep_last(self.plan.keep_last)
         self.save(self.folder.last)
 
     def save(self, path: Path) -> None:
         """Write a checkpoint, once every step in it is known to be sound."""
         self.tell_pending()
-        if dist.is_main():
+        if processes.is_main():
             self.folder.save(path, self.state())
 
     def evaluate_epoch(self) -> Accuracy:
         """Measure the model, log it, and keep it when it is the best so far."""
         position = self.position
-        dist.share_buffers(self.model())  # with statistics of each share, they differ
+        reduce.share_buffers(self.model())  # with statistics of each share, they differ
         accuracy = self.measure()
         self.log.row("eval", {"epoch": position.epoch, "step": position.updates, **accuracy.row()})
         improved = accuracy.acc1 > position.best_acc1
@@ -305,7 +306,7 @@ class Loop(ABC):
         self.log.info(f"{self.label}  train loss {mean:.4f}  {accuracy}{best}")
         if improved and self.plan.keep_best:
             self.save(self.folder.best)
-        if improved and dist.is_main():
+        if improved and processes.is_main():
             about = {"model": self.identity["model"], "epoch": str(position.epoch)}
             about["acc1"] = f"{accuracy.acc1:.4f}"
             save_weights(self.folder.student, self.model().state_dict(), about)

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from deit.student import StudentOutput
 from srd.device import Precision
-from srd.distributed import processes as dist
-from srd.models.teacher import FrozenTeacher, TeacherOutput
+from srd.distributed import reduce
+from srd.models.outputs import TeacherOutput
+from srd.models.teacher import FrozenTeacher
 from srd.training.task import ClassifierTask, StudentTask, Task
 
 
@@ -66,7 +67,7 @@ class MicroBatches:
         parts: Iterator[tuple[Tensor, ...]] = zip(*(g.split(self.size) for g in grads), strict=True)
         for i, (part, part_grads) in enumerate(zip(images.split(self.size), parts, strict=True)):
             torch.autograd.backward(self._run(part, seed + i), part_grads)
-        dist.average_gradients([p for p in self.task.parameters() if p.requires_grad])
+        reduce.average_gradients([p for p in self.task.parameters() if p.requires_grad])
 
     def _run(self, images: Tensor, seed: int) -> tuple[Tensor, ...]:
         torch.manual_seed(seed)  # both runs drop the same paths

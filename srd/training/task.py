@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from deit.student import ConvStemDeiT, StudentOutput
 from srd.config.fields import Distill
 from srd.files.weights import PROJECTOR_PREFIX, split
-from srd.method.simple_recipe import SimpleRecipeLoss, cross_entropy, distillation_kl
-from srd.models.teacher import TeacherOutput
+from srd.method.logits import cross_entropy, distillation_kl
+from srd.method.simple_recipe import SimpleRecipeLoss
+from srd.models.outputs import TeacherOutput
 
 
 class StudentTask(nn.Module):

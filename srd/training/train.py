@@ -12,17 +12,20 @@ from torch import nn
 from deit.student import create_student
 from srd.config.fields import NOT_RECIPE, Config, Teacher, check
 from srd.config.layers import Layer, build, read_yaml, to_mapping
+from srd.data.batches import check_shares
 from srd.data.inputs import Inputs, measure, open_inputs
-from srd.data.views import INIT, check_shares, seeded
+from srd.data.views import INIT, seeded
 from srd.device import Precision, choose_device, device_name, set_determinism
-from srd.distributed import processes as dist
+from srd.distributed import batch_norm, processes
 from srd.errors import UserError
 from srd.evaluation.accuracy import Accuracy
 from srd.files.released import REPOSITORY
-from srd.models.timm_models import LoadedTeacher, create_classifier, feature_width, open_teacher
-from srd.run.folder import RunFolder, open_run
+from srd.models.teacher import LoadedTeacher, feature_width, open_teacher
+from srd.models.timm_models import create_classifier
+from srd.run.folder import RunFolder
 from srd.run.log import RunLog, clock
 from srd.run.provenance import provenance
+from srd.run.resume import open_run
 from srd.training.task import ClassifierTask, StudentTask, Task
 from srd.training.trainer import Trainer
 
@@ -37,13 +40,13 @@ def train(config: Config, trained: Trained) -> None:
             not finite, or a file cannot be written.
     """
     device = choose_device(config.device)
-    with dist.processes(device):
+    with processes.processes(device):
         _train(config, trained, device)
 
 
 def _train(config: Config, trained: Trained, device: torch.device) -> None:
-    dist.check_same([trained, to_mapping(config)])
-    check_shares(config.train.batch_size, dist.world_size())  # before the teacher is trained
+    processes.check_same([trained, to_mapping(config)])
+    check_shares(config.train.batch_size, processes.world_size())  # before the teacher is trained
     precision = Precision.choose(config.amp, device)
     set_determinism(config.deterministic)
     inputs = open_inputs(config, training=True, pin_memory=device.type == "cuda")
@@ -66,11 +69,11 @@ def _train(config: Config, trained: Trained, device: torch.device) -> None:
     opened = open_run(folder, config.resume, settings, {"identity": identity}, NOT_RECIPE)
     if opened.state is not None and (done := folder.read_result()) is not None:
         folder.release()
-        if dist.is_main():
+        if processes.is_main():
             scores = f"acc1 {done['acc1']:.2f}, best {done['best_acc1']:.2f}"
             print(f"already finished: {scores}; see {folder.path}")
         return
-    log = RunLog(folder.path, dist.is_main(), opened.updates)
+    log = RunLog(folder.path, processes.is_main(), opened.updates)
     try:
         log.tell(opened.notes)
         announce(log, inputs, task, teacher, device, precision)
@@ -86,7 +89,7 @@ def _train(config: Config, trained: Trained, device: torch.device) -> None:
             log.info(f"teacher {teacher.name}  {found}")
             log.row("eval", {"model": "teacher", "epoch": 0, "step": 0, **found.row()}, board={})
         accuracy = trainer.fit()
-        if dist.is_main():
+        if processes.is_main():
             finish(config, trainer, accuracy, teacher)
     finally:
         log.close()
@@ -113,7 +116,7 @@ def with_trained_teacher(config: Config) -> Config:
         raise UserError(f"{path} trains a teacher for others: it needs a `name`")
     folder = RunFolder(recipe.output, recipe.name)
     if folder.read_result() is None:
-        if dist.is_main():
+        if processes.is_main():
             print(f"first the teacher, once: {path} into {folder.path}")
         train(recipe, "teacher")
     teacher: Teacher = replace(
@@ -144,7 +147,7 @@ def prepare(
 ) -> nn.Module:
     """Global batch norms, types, memory layout, compilation; returns what the engine calls."""
     if config.train.global_statistics:
-        dist.use_global_batch_norm(task.model)
+        batch_norm.use_global_batch_norm(task.model)
     task.to(precision.dtype)
     networks: list[Any] = [task.model, *([teacher.model] if teacher else [])]
     for network in networks:
@@ -152,7 +155,7 @@ def prepare(
             network.to(memory_format=torch.channels_last)
         if config.compile:
             network.compile()
-    return dist.data_parallel(task, precision.device)
+    return processes.data_parallel(task, precision.device)
 
 
 def announce(
@@ -168,7 +171,7 @@ def announce(
     log.info(
         f"{type(task.model).__name__}, {count / 1e6:.2f} M parameters, {inputs.num_classes} classes; "
         f"{inputs.train_images} training and {inputs.val_images} validation images; "
-        f"{device}, {precision}, {dist.world_size()} process(es)"
+        f"{device}, {precision}, {processes.world_size()} process(es)"
     )
     if teacher is not None:
         digest = f", SHA-256 {teacher.sha256}" if teacher.sha256 else ""
@@ -197,7 +200,7 @@ def finish(
             "seed": config.seed,
             "device": device_name(trainer.device),
             "precision": str(trainer.precision),
-            "processes": dist.world_size(),
+            "processes": processes.world_size(),
             **provenance(),
         }
     )

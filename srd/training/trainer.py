@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from srd.config.fields import Config
 from srd.config.layers import to_mapping
-from srd.data.inputs import Inputs, Mix, measure, to_device
-from srd.data.views import Batch
+from srd.data.augment import Mix
+from srd.data.inputs import Inputs, measure
+from srd.data.loader import Batch, to_device
 from srd.device import Precision
 from srd.evaluation.accuracy import Accuracy, evaluating
 from srd.models.teacher import FrozenTeacher

@@ -18,7 +18,8 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from srd.config.fields import Augment, Config, Data, Model, Train
-from srd.data.inputs import Mix, eval_transform, open_inputs, train_transform
+from srd.data.augment import Mix, train_transform
+from srd.data.inputs import eval_transform, open_inputs
 from srd.data.views import seeded
 from srd.errors import UserError
 

@@ -20,19 +20,10 @@ from timm.data import create_transform
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
+from srd.data.batches import EvalBatches, TrainBatches, rank_share
+from srd.data.loader import Batch, BrokenFiles, collate, make_loader
 from srd.data.sources import DigitImages, FolderImages
-from srd.data.views import (
-    Batch,
-    BrokenFiles,
-    EvalBatches,
-    SeededViews,
-    TrainBatches,
-    collate,
-    derive,
-    make_loader,
-    rank_share,
-    seeded,
-)
+from srd.data.views import SeededViews, derive, seeded
 from srd.errors import UserError
 
 Key = tuple[int, int]  # epoch, index

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from srd.distributed import processes as dist
+from srd.distributed import batch_norm, processes, reduce
 from srd.errors import UserError
 
 CPU = torch.device("cpu")
@@ -38,26 +38,26 @@ TWO_RANKS = load_two_ranks()
 
 
 def test_alone_there_is_one_process() -> None:
-    assert (dist.world_size(), dist.rank(), dist.is_main()) == (1, 0, True)
-    dist.barrier()
-    dist.check_same({"seed": 0})
+    assert (processes.world_size(), processes.rank(), processes.is_main()) == (1, 0, True)
+    processes.barrier()
+    processes.check_same({"seed": 0})
 
 
 def test_alone_reductions_change_nothing() -> None:
     x = torch.randn(3, requires_grad=True)
-    for reduce in (dist.global_sum, dist.reduce_mean, dist.reduce_sum):
-        assert reduce(x) is x
+    for reduction in (reduce.global_sum, reduce.reduce_mean, reduce.reduce_sum):
+        assert reduction(x) is x
     network = nn.Linear(2, 1)
-    assert dist.data_parallel(network, CPU) is network
+    assert processes.data_parallel(network, CPU) is network
     network(torch.ones(1, 2)).sum().backward()
     before = [p.grad.clone() for p in network.parameters()]
-    dist.average_gradients(list(network.parameters()))
+    reduce.average_gradients(list(network.parameters()))
     assert all(torch.equal(a, p.grad) for a, p in zip(before, network.parameters(), strict=True))
 
 
 def test_alone_no_group_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with dist.processes(CPU):
+    with processes.processes(CPU):
         assert not torch.distributed.is_initialized()
 
 
@@ -68,7 +68,7 @@ def test_processes_that_do_not_come_are_an_error(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv(name, value)
     with (
         pytest.raises(UserError, match=r"2 processes were to meet at 127\.0\.0\.1:1"),
-        dist.processes(CPU),
+        processes.processes(CPU),
     ):
         pass
 
@@ -84,7 +84,7 @@ SETTINGS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_alone_global_batch_norm_is_batch_norm(settings: dict[str, Any]) -> None:
-    ours, torchs = dist.GlobalBatchNorm2d(4, **settings), nn.BatchNorm2d(4, **settings)
+    ours, torchs = batch_norm.GlobalBatchNorm2d(4, **settings), nn.BatchNorm2d(4, **settings)
     assert isinstance(ours, nn.BatchNorm2d)
     assert list(ours.state_dict()) == list(torchs.state_dict())
     for _ in range(2):
@@ -104,19 +104,19 @@ def test_replaced_batch_norms_share_their_tensors() -> None:
     network = nested_network()
     network["norm"].eval()
     before = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    assert dist.use_global_batch_norm(network) is network
+    assert batch_norm.use_global_batch_norm(network) is network
     after = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     assert list(before) == list(after)
     assert all(before[name] is after[name] for name in before)
     kinds = [type(network["stem"][1]), type(network["norm"]), type(network["head"])]
-    assert kinds == [dist.GlobalBatchNorm2d, dist.GlobalBatchNorm2d, nn.BatchNorm1d]
+    assert kinds == [batch_norm.GlobalBatchNorm2d, batch_norm.GlobalBatchNorm2d, nn.BatchNorm1d]
     assert (network["stem"][1].eps, network["stem"][1].momentum) == (0.1, 0.3)
     assert network["stem"][1].training and not network["norm"].training
 
 
 def test_replaced_batch_norms_compute_the_same() -> None:
     plain = nested_network()["stem"]
-    ours = dist.use_global_batch_norm(copy.deepcopy(plain))
+    ours = batch_norm.use_global_batch_norm(copy.deepcopy(plain))
     x = torch.randn(3, 3, 5, 6)
     torch.testing.assert_close(ours(x), plain(x))
     for mine, theirs in zip(ours.buffers(), plain.buffers(), strict=True):

@@ -13,10 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from srd.data.batches import EvalBatches
+from srd.data.loader import BrokenFiles, make_loader
 from srd.data.sources import DigitImages
-from srd.data.views import BrokenFiles, EvalBatches, SeededViews, make_loader
+from srd.data.views import SeededViews
 from srd.device import Precision
-from srd.distributed import processes as dist
+from srd.distributed import processes, reduce
+from srd.distributed.batch_norm import use_global_batch_norm
 from srd.errors import UserError
 from srd.evaluation.accuracy import evaluate
 from srd.method.simple_recipe import SimpleRecipeLoss
@@ -32,15 +35,15 @@ def random(*shape: int, seed: int) -> Tensor:
 
 def my_half(batch: Tensor) -> Tensor:
     """This rank's rows; all of them with one process."""
-    size = len(batch) // dist.world_size()
-    return batch[dist.rank() * size : (dist.rank() + 1) * size].clone()
+    size = len(batch) // processes.world_size()
+    return batch[processes.rank() * size : (processes.rank() + 1) * size].clone()
 
 
 def gradients(module: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
     """Gradients as an optimizer sees them. Those of inputs are not averaged, so do it here."""
     assert inputs.grad is not None
     found = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
-    return {**found, "inputs": inputs.grad / dist.world_size()}
+    return {**found, "inputs": inputs.grad / processes.world_size()}
 
 
 def recipe_loss(match: str, alpha: float) -> dict[str, Tensor]:
@@ -48,7 +51,7 @@ def recipe_loss(match: str, alpha: float) -> dict[str, Tensor]:
     loss = SimpleRecipeLoss(D_S, D_T, match, alpha).double()
     z_s = my_half(random(BATCH, D_S, seed=1)).requires_grad_()
     z_t = my_half(random(BATCH, D_T, seed=2))
-    parallel = dist.data_parallel(loss, CPU)
+    parallel = processes.data_parallel(loss, CPU)
     value = parallel(z_s, z_t)
     value.backward()
     return {"value": value.detach(), **gradients(loss, z_s), **dict(loss.named_buffers())}
@@ -58,13 +61,13 @@ def batch_norm(**settings: Any) -> dict[str, Tensor]:
     """A convolution and a batch norm, two steps in training and one in evaluation."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, **settings), nn.ReLU())
-    network = dist.use_global_batch_norm(network).double()
-    parallel = dist.data_parallel(network, CPU)
+    network = use_global_batch_norm(network).double()
+    parallel = processes.data_parallel(network, CPU)
     for step in range(2):
         images = my_half(random(BATCH, 3, 5, 6, seed=step)).requires_grad_()
         out = parallel(images)
         probe = my_half(random(BATCH, 4, 3, 4, seed=9))
-        dist.global_sum((out * probe).sum()).backward()
+        reduce.global_sum((out * probe).sum()).backward()
     seen = {"out": out.detach(), **gradients(network, images), **dict(network.named_buffers())}
     with torch.no_grad():
         return {**seen, "evaluated": network.eval()(images)}
@@ -76,7 +79,7 @@ def float32_forward() -> dict[str, Tensor]:
     network = nn.Sequential(
         nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16)
     )
-    network = dist.use_global_batch_norm(network)
+    network = use_global_batch_norm(network)
     images = my_half(random(BATCH, 3, 16, 16, seed=1)).float() * 3 + 5
     return {"out": network(images).detach(), **dict(network.named_buffers())}
 
@@ -93,8 +96,8 @@ def accumulated() -> dict[str, Tensor]:
     torch.manual_seed(0)
     network = nn.Linear(D_S, D_T).double()
     for row in my_half(random(BATCH, D_S, seed=1)):
-        (network(row).square().sum() * dist.world_size()).backward()
-    dist.average_gradients(list(network.parameters()))
+        (network(row).square().sum() * processes.world_size()).backward()
+    reduce.average_gradients(list(network.parameters()))
     return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
 
 
@@ -105,7 +108,7 @@ def accuracy() -> dict[str, Tensor]:
     def predict(images: Tensor) -> Tensor:
         return images[:, 0] @ random(64, 10, seed=3).float()
 
-    batches = EvalBatches(500, 64, dist.rank(), dist.world_size())
+    batches = EvalBatches(500, 64, processes.rank(), processes.world_size())
     loader = make_loader(SeededViews(DigitImages("val"), pixels, 0, False), batches, 0, False)
     found = evaluate(predict, loader, Precision.choose("off", CPU), BrokenFiles(False))
     return {name: torch.tensor(value).double() for name, value in found.row().items()}
@@ -126,20 +129,22 @@ def results() -> dict[str, dict[str, Tensor]]:
 
 def check_reductions() -> None:
     """What only two processes can show; raises where it is not so."""
-    assert dist.world_size() == 2 and dist.is_main() == (dist.rank() == 0)
-    mine = torch.tensor([1.0, 10.0]) * (dist.rank() + 1)
+    assert processes.world_size() == 2 and processes.is_main() == (processes.rank() == 0)
+    mine = torch.tensor([1.0, 10.0]) * (processes.rank() + 1)
     before = mine.clone()
-    assert dist.reduce_sum(mine).tolist() == [3, 30]
-    assert dist.reduce_mean(mine).tolist() == [1.5, 15]
-    assert dist.global_sum(mine).tolist() == [3, 30]
+    assert reduce.reduce_sum(mine).tolist() == [3, 30]
+    assert reduce.reduce_mean(mine).tolist() == [1.5, 15]
+    assert reduce.global_sum(mine).tolist() == [3, 30]
     assert torch.equal(mine, before)
-    dist.check_same({"seed": 0})
+    processes.check_same({"seed": 0})
     with pytest.raises(UserError, match="process 1 has another configuration"):
-        dist.check_same({"seed": dist.rank()})
+        processes.check_same({"seed": processes.rank()})
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with dist.processes(CPU):
+    with processes.processes(CPU):
         check_reductions()
-        torch.save({**results(), "local": local_loss()}, Path(sys.argv[1]) / f"{dist.rank()}.pth")
+        torch.save(
+            {**results(), "local": local_loss()}, Path(sys.argv[1]) / f"{processes.rank()}.pth"
+        )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from srd.data.views import Batch, BrokenFiles
+from srd.data.loader import Batch, BrokenFiles
 from srd.device import Precision
 from srd.errors import UserError
 from srd.evaluation.accuracy import Accuracy, evaluate, evaluating

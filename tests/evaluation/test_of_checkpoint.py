@@ -20,7 +20,8 @@ from yacs.config import CfgNode
 
 from scripts import evaluate_released
 from srd.evaluation.accuracy import Accuracy
-from srd.files.released import RELEASED, Released, beside, in_ckpts, released_as, reproduces
+from srd.evaluation.published import beside, reproduces
+from srd.files.released import RELEASED, Released, in_ckpts, released_as
 from tests.deit.test_student import WIDTHS, reference, released_weights
 
 ROOT = Path(__file__).resolve().parents[2]

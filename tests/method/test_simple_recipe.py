@@ -15,12 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from srd.method.simple_recipe import (
-    BatchNormalize,
-    SimpleRecipeLoss,
-    cross_entropy,
-    distillation_kl,
-)
+from srd.method.logits import cross_entropy, distillation_kl
+from srd.method.simple_recipe import BatchNormalize, SimpleRecipeLoss
 
 MATCHES = ["correlation", "elementwise"]
 BATCH, D_S, D_T = 6, 3, 4

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from srd.errors import UserError
-from srd.models.teacher import FrozenTeacher, Normalization, TeacherOutput, verify
+from srd.files.hashes import verify
+from srd.models.outputs import TeacherOutput
+from srd.models.teacher import FrozenTeacher, Normalization
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALVES = Normalization((0.5, 0.5, 0.5), (0.5, 0.4, 0.2))

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from srd.config.fields import Teacher
 from srd.errors import UserError
-from srd.models.teacher import Normalization
-from srd.models.timm_models import feature_width, load_teacher, read_timm
+from srd.models.teacher import Normalization, feature_width, load_teacher
+from srd.models.timm_models import read_timm
 
 HALF = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
@@ -128,6 +128,6 @@ def test_no_file_and_no_network_says_what_to_do(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("srd.models.timm_models.in_ckpts", lambda *names: None)
+    monkeypatch.setattr("srd.models.teacher.in_ckpts", lambda *names: None)
     with pytest.raises(UserError, match=r"put regnety_160-a5fe301d\.pth into ckpts/"):
         load_teacher(Teacher(), 1000, 224, HALF)

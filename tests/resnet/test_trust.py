@@ -20,7 +20,7 @@ ALLOWED = [
     "!import_get {key: torchvision.models.alexnet}",  # a module of this name is there too
     "!import_get {key: torch.float32}",
     "!import_get {key: torch.nn.functional.gelu}",
-    "!import_get {key: srd.method.simple_recipe.distillation_kl}",
+    "!import_get {key: srd.method.logits.distillation_kl}",
     "!import_call_method {package: torch.nn.Linear.extra_repr, init: {args: [!import_call "
     "{key: torch.nn.Linear, init: {args: [1, 1]}}]}}",
     "!access_by_index_or_key {data: !getattr [!import_get {key: torchvision.datasets.CIFAR10}, "

@@ -16,8 +16,9 @@ import yaml
 from srd.distributed.signals import StopSignals
 from srd.errors import UserError
 from srd.files.checkpoint import load_file, save_state
-from srd.run.folder import RunFolder, load_resume, open_run
+from srd.run.folder import RunFolder
 from srd.run.provenance import provenance
+from srd.run.resume import load_resume, open_run
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = {"seed": 0, "name": "a", "optim": {"lr": 0.1}, "train": {"epochs": 3}}

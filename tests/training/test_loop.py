@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from srd.data.views import TrainBatches
+from srd.data.batches import TrainBatches
 from srd.device import Precision
 from srd.errors import RunFailed, Stopped
 from srd.evaluation.accuracy import Accuracy

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from deit.student import ConvStemDeiT
 from srd.config.fields import Distill
 from srd.device import Precision
-from srd.models.teacher import FrozenTeacher, Normalization, TeacherOutput
+from srd.models.outputs import TeacherOutput
+from srd.models.teacher import FrozenTeacher, Normalization
 from srd.training.micro_batches import MicroBatches
 from srd.training.task import ClassifierTask, StudentTask
 

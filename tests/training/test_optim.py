@@ -13,7 +13,7 @@ from torch import Tensor
 from deit.student import ConvStemDeiT
 from srd.config.fields import Distill, Optim
 from srd.errors import RunFailed
-from srd.models.teacher import TeacherOutput
+from srd.models.outputs import TeacherOutput
 from srd.training.optim import create_optimizer, create_schedule
 from srd.training.task import StudentTask
 from srd.training.update import update

@@ -29,20 +29,20 @@ NARROW = (24, 3)
 STRUCK = """
 import os, sys
 import torch
-from srd.data import inputs
+from srd.data import augment
 from deit import main
 from deit.student import SIZES
 from srd.errors import exit_code
 
 at, number = int(sys.argv[1]), int(sys.argv[2])
-mix = inputs.Mix.__call__
+mix = augment.Mix.__call__
 
 def struck(self, images, targets, step):
     if step == at:
         os.kill(os.getpid(), number)
     return mix(self, images, targets, step)
 
-inputs.Mix.__call__ = struck
+augment.Mix.__call__ = struck
 SIZES["tiny"] = (24, 3)
 torch.set_num_threads(1)
 sys.exit(exit_code(lambda: main.run(sys.argv[3:])))

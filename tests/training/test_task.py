@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deit.student import ConvStemDeiT
 from srd.config.fields import Distill
-from srd.models.teacher import TeacherOutput
+from srd.models.outputs import TeacherOutput
 from srd.training.task import ClassifierTask, StudentTask, split_weights
 
 WIDTH, TEACHER_WIDTH, CLASSES, BATCH = 24, 40, 5, 8

@@ -1,0 +1,79 @@
+"""What a training image goes through: timm's transform, mixup and cutmix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from PIL import Image, ImageOps
+from timm.data import Mixup, create_transform
+from torch import Tensor
+
+from srd.config.fields import Config
+from srd.data.views import MIX, seeded
+from srd.errors import UserError
+
+
+def train_transform(config: Config) -> Any:
+    """timm's training transform: PIL image to a normalised (3, H, W) tensor."""
+    augment, data = config.augment, config.data
+    if augment.rand_augment:
+        _check_pillow()
+    try:
+        return create_transform(
+            config.model.image_size,
+            is_training=True,
+            scale=augment.crop_scale,
+            ratio=augment.crop_ratio,
+            interpolation=augment.interpolation,
+            hflip=augment.flip,
+            auto_augment=augment.rand_augment or None,
+            color_jitter=augment.color_jitter or None,
+            re_prob=augment.erase,
+            re_mode=augment.erase_mode,
+            re_count=augment.erase_count,
+            mean=data.mean,
+            std=data.std,
+        )
+    except (AssertionError, ValueError, NotImplementedError):
+        raise UserError(
+            f"augment.rand_augment {augment.rand_augment!r} is not one of timm's policies, such as "
+            "'rand-m9-mstd0.5-inc1' (empty: none)"
+        ) from None
+
+
+def _check_pillow() -> None:
+    """timm's RandAugment posterises to 0 bits now and then; Pillow 13 and newer refuse that."""
+    try:
+        ImageOps.posterize(Image.new("RGB", (1, 1)), 0)
+    except ValueError:
+        raise UserError(
+            "this Pillow cannot run timm's RandAugment: pip install 'pillow<13'"
+        ) from None
+
+
+class Mix:
+    """timm's mixup and cutmix, drawn from (seed, step): the same on every process.
+
+    Without either, class indices pass through and the loss smooths them.
+    """
+
+    def __init__(self, config: Config, num_classes: int) -> None:
+        augment, self.seed = config.augment, config.seed
+        self.mixup: Mixup | None = None
+        if augment.mixup > 0 or augment.cutmix > 0:
+            self.mixup = Mixup(
+                mixup_alpha=augment.mixup,
+                cutmix_alpha=augment.cutmix,
+                prob=augment.mix_probability,
+                switch_prob=augment.mix_switch,
+                label_smoothing=augment.label_smoothing,
+                num_classes=num_classes,
+            )
+
+    def __call__(self, images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) and (B,) to mixed images and (B, C) targets; images are changed in place."""
+        if self.mixup is None:
+            return images, targets
+        with seeded(MIX, self.seed, step):
+            mixed: tuple[Tensor, Tensor] = self.mixup(images, targets)
+        return mixed

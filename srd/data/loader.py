@@ -1,0 +1,115 @@
+"""From views to batches on a device: workers, collation, files that cannot be read."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from srd.data.views import View
+from srd.errors import UserError
+
+
+class Batch(NamedTuple):
+    """A batch: images (B, 3, H, W) float32, targets (B,) int64, and the broken files met."""
+
+    images: Tensor
+    targets: Tensor
+    broken: list[str]
+    missing: int = 0  # training images that neither could be read nor had a substitute
+
+
+def collate(views: Sequence[View]) -> Batch:
+    """Stack the views that have an image; remember the files that could not be read."""
+    whole = [view for view in views if view.image is not None]
+    images = [view.image for view in whole if view.image is not None]
+    return Batch(
+        torch.stack(images) if images else torch.empty(0),
+        torch.tensor([view.target for view in whole], dtype=torch.long),
+        [name for view in views for name in view.broken],
+        sum(view.image is None and view.needed for view in views),
+    )
+
+
+def make_loader(
+    views: Dataset[Any],
+    batches: Sampler[list[tuple[int, int]]],
+    workers: int,
+    pin_memory: bool,
+    collate_fn: Callable[[Any], Any] = collate,
+) -> DataLoader[Any]:
+    """A loader of what `collate_fn` makes (`Batch`); its workers, at most one a core, live as long."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = min(workers, cores or 1)  # more would only wait for a core
+    return DataLoader(
+        views,
+        batch_sampler=batches,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        persistent_workers=workers > 0,
+        collate_fn=collate_fn,
+        worker_init_fn=_start_worker,
+        # The loader draws a seed for its workers on every pass: from here, not from the run's state.
+        generator=torch.Generator(),
+    )
+
+
+def _start_worker(_: int) -> None:
+    """Signals sent to the whole process group are for the process that trains.
+
+    It finishes its step, for which it needs its workers. So a worker ignores Ctrl-C and SIGUSR1,
+    and obeys SIGTERM only from its parent (which sends it when it exits).
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_obey_parent, daemon=True).start()
+
+
+def _obey_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+class BrokenFiles:
+    """Counts files that cannot be read: stops at the first, or skips them all when asked to."""
+
+    def __init__(self, skip: bool) -> None:
+        self.skip = skip
+        self.names: set[str] = set()
+
+    def check(self, batch: Batch) -> list[str]:
+        """The broken files of `batch` not met before.
+
+        Raises:
+            UserError: there is one and `skip` is off, or no image could be read in its place.
+        """
+        new = [name for name in dict.fromkeys(batch.broken) if name not in self.names]
+        if new and not self.skip:
+            raise UserError(
+                f"cannot read {new[0]}; replace the file, or skip such files with "
+                "--set data.skip_broken=true"
+            )
+        if batch.missing:
+            raise UserError(
+                f"cannot read {batch.broken[0]}, nor the images after it: replace the files"
+            )
+        self.names.update(new)
+        return new
+
+
+def to_device(batch: Batch, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Images (channels last on a GPU) and targets on the device, without waiting for the copy."""
+    images = batch.images.to(device, dtype, non_blocking=True)
+    if device.type == "cuda":
+        images = images.contiguous(memory_format=torch.channels_last)
+    return images, batch.targets.to(device, non_blocking=True)
