@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from srd.errors import UserError
 from srd.files.checkpoint import load_file, save_state
 from srd.run.folder import RunFolder
 from srd.run.provenance import provenance
-from srd.run.resume import load_resume, open_run
+from srd.run.resume import Opened, load_resume, open_run
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = {"seed": 0, "name": "a", "optim": {"lr": 0.1}, "train": {"epochs": 3}}
@@ -41,8 +43,20 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
 
 
+def open_again(
+    folder: RunFolder,
+    resume: str = "auto",
+    settings: Mapping[str, Any] = RECIPE,
+    identity: Mapping[str, Any] = MappingProxyType({}),
+    **more: Any,
+) -> Opened:
+    return open_run(
+        folder, resume, settings=settings, identity=identity, not_recipe=NOT_RECIPE, **more
+    )
+
+
 def reopen(folder: RunFolder, resume: str = "auto") -> dict[str, Any] | None:
-    return open_run(folder, resume, RECIPE, {}, NOT_RECIPE).state
+    return open_again(folder, resume).state
 
 
 def test_a_folder_is_laid_out_as_the_contract_says(tmp_path: Path) -> None:
@@ -133,7 +147,7 @@ def test_a_new_run_has_no_state_and_its_configuration_is_kept(tmp_path: Path) ->
 
 def test_another_text_may_stand_for_the_configuration(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, "a")
-    open_run(folder, "auto", RECIPE, {}, NOT_RECIPE, config_text="# as it was written\nseed: 0\n")
+    open_again(folder, config_text="# as it was written\nseed: 0\n")
     assert folder.config.read_text() == "# as it was written\nseed: 0\n"
 
 
@@ -148,7 +162,7 @@ def test_a_damaged_checkpoint_is_named_and_kept_aside(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, "best.pth", "last.pth")
     truncate(folder.last)
     torn = folder.last.read_bytes()
-    (note,) = open_run(folder, "auto", RECIPE, {}, NOT_RECIPE).notes
+    (note,) = open_again(folder).notes
     assert str(folder.last) in note and str(folder.best) in note and "damaged" in note
     assert sorted(os.listdir(folder.checkpoints)) == ["best.pth", "last.pth.damaged"]
     assert folder.last.with_name("last.pth.damaged").read_bytes() == torn
@@ -286,7 +300,7 @@ def test_a_changed_recipe_is_named_and_nothing_is_written(tmp_path: Path) -> Non
     folder = folder_with(tmp_path, "last.pth")
     changed = {**RECIPE, "name": "b", "optim": {"lr": 0.2}, "train": {"epochs": 4}}
     with pytest.raises(UserError) as caught:
-        open_run(folder, "auto", changed, {}, NOT_RECIPE)
+        open_again(folder, settings=changed)
     said = str(caught.value)
     assert "optim.lr: 0.1 -> 0.2" in said and "train.epochs: 3 -> 4" in said
     assert "name: " not in said and "--resume none" in said and "\n" not in said
@@ -296,10 +310,9 @@ def test_a_changed_recipe_is_named_and_nothing_is_written(tmp_path: Path) -> Non
 def test_another_identity_is_another_recipe(tmp_path: Path) -> None:
     folder = folder_with(tmp_path)
     folder.save(folder.last, state_of({**RECIPE, "identity": {"classes": 10}}))
-    identity = {"identity": {"classes": 10}}
-    assert open_run(folder, "auto", RECIPE, identity, NOT_RECIPE).state is not None
+    assert open_again(folder, identity={"classes": 10}).state is not None
     with pytest.raises(UserError, match=r"identity\.classes: 10 -> 3"):
-        open_run(folder, "auto", RECIPE, {"identity": {"classes": 3}}, NOT_RECIPE)
+        open_again(folder, identity={"classes": 3})
 
 
 @pytest.mark.parametrize("content", [{}, {"model": {}}, {"config": RECIPE}, {"position": {}},
@@ -307,7 +320,7 @@ def test_another_identity_is_another_recipe(tmp_path: Path) -> None:
 def test_a_file_that_is_no_runs_checkpoint(tmp_path: Path, content: dict[str, Any]) -> None:
     save_state(tmp_path / "a.pth", content)
     with pytest.raises(UserError, match="cannot be resumed"):
-        load_resume(tmp_path / "a.pth", RECIPE, ())
+        load_resume(tmp_path / "a.pth", RECIPE, not_recipe=())
 
 
 def test_results_are_read_back(tmp_path: Path) -> None:
@@ -358,5 +371,24 @@ def test_provenance_names_versions_and_command() -> None:
 def test_a_checkpoint_from_before_class_names_were_recorded_goes_on(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, "run")
     folder.save(folder.last, state_of({**RECIPE, "identity": {"classes": 10}}))
-    identity = {"identity": {"classes": 10, "class_names": ["cat"]}}
-    assert open_run(folder, "auto", RECIPE, identity, NOT_RECIPE) is not None
+    identity = {"classes": 10, "class_names": ["cat"]}
+    assert open_again(folder, identity=identity).state is not None
+
+
+def test_settings_of_an_earlier_version_are_read_as_todays(tmp_path: Path) -> None:
+    """What a checkpoint says of its settings is brought up to date before it is compared."""
+    folder = folder_with(tmp_path)
+    earlier = {**RECIPE, "optim": {"rate": 0.1}, "identity": {"classes": 10}}
+    folder.save(folder.last, state_of(earlier))
+
+    def upgrade(settings: Mapping[str, Any]) -> dict[str, Any]:
+        assert "identity" not in settings
+        return {**settings, "optim": {"lr": settings["optim"]["rate"]}}
+
+    identity = {"classes": 10}
+    assert open_again(folder, identity=identity, upgrade=upgrade).updates == 7
+    changed = {**RECIPE, "optim": {"lr": 0.2}}
+    with pytest.raises(UserError, match=r"optim\.lr: 0\.1 -> 0\.2"):
+        open_again(folder, settings=changed, identity=identity, upgrade=upgrade)
+    with pytest.raises(UserError, match=r"optim\.rate"):
+        open_again(folder, identity=identity)

@@ -20,21 +20,27 @@ def line(start: float = 1.0) -> tuple[nn.Parameter, torch.optim.Optimizer]:
 
 
 def stepped(
-    weight: nn.Parameter,
     optimizer: torch.optim.Optimizer,
     loss: Tensor,
+    *,
     clip_norm: float | None = None,
     scaler: torch.amp.GradScaler = OFF,
 ) -> tuple[dict[str, float], float]:
-    losses = {"loss": loss, "ce": loss.detach() / 2}
-    logged = {name: value.detach() for name, value in losses.items()}
-    values, norm = update(losses, logged, optimizer, scaler, clip_norm, "epoch 2, step 31")
+    logged = {"loss": loss.detach(), "ce": loss.detach() / 2}
+    values, norm = update(
+        loss,
+        logged,
+        optimizer=optimizer,
+        scaler=scaler,
+        clip_norm=clip_norm,
+        where="epoch 2, step 31",
+    )
     return values, norm.wait()["grad_norm"]
 
 
 def test_a_step_follows_the_gradient() -> None:
     weight, optimizer = line()
-    values, norm = stepped(weight, optimizer, (torch.tensor([3.0, 4.0]).double() * weight).sum())
+    values, norm = stepped(optimizer, (torch.tensor([3.0, 4.0]).double() * weight).sum())
     assert values == {"loss": 11.0, "ce": 5.5} and norm == 5.0
     assert weight.tolist() == [1 - 0.5 * 3, 2 - 0.5 * 4]
 
@@ -42,7 +48,7 @@ def test_a_step_follows_the_gradient() -> None:
 def test_gradients_of_the_step_before_are_gone() -> None:
     weight, optimizer = line()
     weight.grad = torch.full_like(weight, 1e6)
-    assert stepped(weight, optimizer, weight.sum())[1] == pytest.approx(math.sqrt(2))
+    assert stepped(optimizer, weight.sum())[1] == pytest.approx(math.sqrt(2))
 
 
 @pytest.mark.parametrize("scale", [None, 2.0**12])
@@ -50,14 +56,14 @@ def test_gradients_are_clipped_after_they_are_unscaled(scale: float | None) -> N
     weight, optimizer = line()
     scaler = torch.amp.GradScaler("cpu", enabled=scale is not None, init_scale=scale or 1.0)
     loss = (torch.tensor([3.0, 4.0]).double() * weight).sum()
-    _, norm = stepped(weight, optimizer, loss, clip_norm=1.0, scaler=scaler)
+    _, norm = stepped(optimizer, loss, clip_norm=1.0, scaler=scaler)
     assert norm == pytest.approx(5.0)
     assert weight.tolist() == pytest.approx([1 - 0.5 * 0.6, 2 - 0.5 * 0.8], abs=1e-5)
 
 
 def test_a_small_gradient_is_not_clipped() -> None:
     weight, optimizer = line()
-    stepped(weight, optimizer, weight.sum() * 0.1, clip_norm=15.0)
+    stepped(optimizer, weight.sum() * 0.1, clip_norm=15.0)
     assert weight.tolist() == pytest.approx([0.95, 1.95])
 
 
@@ -65,15 +71,16 @@ def test_a_small_gradient_is_not_clipped() -> None:
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(bad: float) -> None:
     weight, optimizer = line()
     with pytest.raises(RunFailed, match=rf"loss is {bad}.*ce is {bad}.*epoch 2, step 31"):
-        stepped(weight, optimizer, weight.sum() * bad)
+        stepped(optimizer, weight.sum() * bad)
     assert weight.tolist() == [1, 2]
 
 
 def test_only_the_bad_term_is_named() -> None:
     weight, optimizer = line()
-    losses = {"loss": weight.sum(), "kl": torch.tensor(math.nan), "ce": torch.tensor(1.0)}
+    loss = weight.sum()
+    logged = {"loss": loss.detach(), "kl": torch.tensor(math.nan), "ce": torch.tensor(1.0)}
     with pytest.raises(RunFailed) as caught:
-        update(losses, losses, optimizer, OFF, None, "epoch 0, step 0")
+        update(loss, logged, optimizer=optimizer, scaler=OFF, clip_norm=None, where="epoch 0")
     assert "kl is nan" in str(caught.value)
     assert "loss is" not in str(caught.value) and "ce is" not in str(caught.value)
 
@@ -81,7 +88,7 @@ def test_only_the_bad_term_is_named() -> None:
 def test_a_gradient_that_is_not_finite_stops_before_the_weights_change() -> None:
     weight, optimizer = line(0.0)
     with pytest.raises(RunFailed, match=r"grad_norm is (inf|nan).*step 31"):
-        stepped(weight, optimizer, weight.sqrt().sum(), clip_norm=1.0)
+        stepped(optimizer, weight.sqrt().sum(), clip_norm=1.0)
     assert weight.tolist() == [0, 0]
 
 
@@ -91,6 +98,14 @@ def test_the_way_back_may_be_given() -> None:
     def by_hand(loss: Tensor) -> None:
         weight.grad = torch.ones_like(weight) * loss.item()
 
-    losses = {"loss": torch.tensor(2.0)}
-    update(losses, losses, optimizer, OFF, None, "", by_hand)
+    loss = torch.tensor(2.0)
+    update(
+        loss,
+        {"loss": loss},
+        optimizer=optimizer,
+        scaler=OFF,
+        clip_norm=None,
+        where="",
+        backward=by_hand,
+    )
     assert weight.tolist() == [0, 1]
