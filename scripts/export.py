@@ -13,7 +13,7 @@ from typing import Any
 
 from srd.cli import Parser, parse_strictly
 from srd.errors import UserError, exit_code
-from srd.export.formats import FORMATS
+from srd.export.formats import FORMATS, choose_formats
 
 
 def make_parser() -> Parser:
@@ -22,7 +22,7 @@ def make_parser() -> Parser:
     add = parser.add_argument
     add("model", metavar="CHECKPOINT_OR_RUN", help="a run's folder, or a file of weights")
     add("--output", metavar="DIR", help="the folder to write (default: exports/<name>)")
-    add("--format", nargs="+", default=FORMATS, metavar="FORMAT", help=" ".join(FORMATS))
+    add("--format", nargs="+", metavar="FORMAT", help=f"of {' '.join(FORMATS)} (default: all)")
     add("--name", help="title of the model card (default: the run's name)")
     add("--licence", "--license", default="unknown", help="of the weights, for the model card")
     add("--overwrite", action="store_true", help="take the place of an earlier export")
@@ -33,20 +33,17 @@ def make_parser() -> Parser:
 def run(arguments: Sequence[str]) -> None:
     """Parse and export; raises what `srd.errors.exit_code` turns into exit codes."""
     flags = parse_strictly(make_parser(), arguments)
-    if unknown := [name for name in flags.format if name not in FORMATS]:
-        raise UserError(f"--format {unknown[0]}: one or more of {', '.join(FORMATS)}")
+    formats = FORMATS if flags.format is None else ",".join(flags.format).split(",")
+    choose_formats(formats)
     # torch and timm take seconds to import: mistakes in the command are told before
     from deit.export import describe as deit
     from resnet.export import describe as resnet
     from srd.export.classifier import open_classifier
     from srd.export.folder import check_place, export
-    from srd.export.graphs import need_onnx
     from srd.export.hub import check_hub, push
 
     if flags.push_to_hub:
         check_hub(flags.push_to_hub)
-    if "onnx" in flags.format:
-        need_onnx()
     if Path(flags.model).suffix == ".onnx":
         raise UserError(f"{flags.model} is an export already: give what it was made from")
     classifier = open_classifier(flags.model, (deit, resnet))
@@ -55,7 +52,14 @@ def run(arguments: Sequence[str]) -> None:
     folder = Path(flags.output or Path("exports") / classifier.name).expanduser()
     check_place(folder, flags.overwrite)
     tell_what(classifier)
-    export(classifier, folder, flags.format, flags.licence, flags.overwrite, print)
+    export(
+        classifier,
+        folder,
+        formats=formats,
+        licence=flags.licence,
+        overwrite=flags.overwrite,
+        tell=print,
+    )
     for file in sorted(folder.iterdir()):
         print(f"{file}  {file.stat().st_size / 1e6:.3f} MB")
     if flags.push_to_hub:

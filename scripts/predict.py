@@ -59,8 +59,8 @@ def open_model(path: Path, device: Any) -> Any:
     from deit.export import describe as deit
     from resnet.export import describe as resnet
     from srd.export.classifier import open_classifier
-    from srd.export.formats import ONNX, WEIGHTS
     from srd.export.graphs import open_onnx
+    from srd.export.layout import ONNX, WEIGHTS
 
     inside = path / ONNX
     if inside.is_file() and not (path / WEIGHTS).is_file():

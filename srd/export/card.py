@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
 from srd.config.layers import dump_yaml
 from srd.data.labels import is_imagenet
 from srd.export.classifier import Classifier
 from srd.export.description import Description
-from srd.export.formats import CONFIG, ONNX, TORCH
 
-CODE_LICENCE = "MIT"
 CITATION = """\
 ```bibtex
 @inproceedings{miles2024understanding,
@@ -25,19 +22,14 @@ CITATION = """\
 
 
 def model_card(
-    classifier: Classifier,
-    licence: str,
-    files: Collection[str],
-    checks: Iterable[str],
-    code: Path | None,
+    classifier: Classifier, *, licence: str, usage: Iterable[str], checks: Sequence[str]
 ) -> str:
     """README.md as Markdown.
 
     Args:
         licence: of the weights, one of the Hub's identifiers; `unknown` where nobody said.
-        files: the other files of the folder.
+        usage: how to use each file, in Markdown.
         checks: what was compared, a line each.
-        code: the Python file among them, if any.
     """
     description = classifier.description
     sections = [
@@ -45,8 +37,8 @@ def model_card(
         f"# {classifier.name}\n",
         "".join(f"- **{key}:** {value}\n" for key, value in _facts(description, licence).items()),
         "Accuracy is what the run that trained these weights measured itself.\n",
-        _usage(files, code),
-        _checks(checks),
+        _section("Use", [f"{text}\n" for text in usage if text]),
+        _section("Files compared with the network", ["".join(f"- {line}\n" for line in checks)]),
         _settings(description),
         "## Citation\n\n" + CITATION,
     ]
@@ -77,41 +69,10 @@ def _facts(description: Description, licence: str) -> dict[str, str]:
     }
 
 
-def _usage(files: Collection[str], code: Path | None) -> str:
-    parts = ["## Use\n"]
-    if CONFIG in files:
-        parts.append(_with_timm(code))
-    if ONNX in files:
-        parts.append(
-            f"`{ONNX}` maps `images` (batch, 3, S, S) to `logits`; its metadata says how images "
-            "are prepared and what the classes are called.\n"
-        )
-    if TORCH in files:
-        parts.append(f'`torch.export.load("{TORCH}").module()` is the network, without timm.\n')
-    return "\n".join(parts) if len(parts) > 1 else ""
-
-
-def _with_timm(code: Path | None) -> str:
-    lines = [
-        "import timm",
-        "from PIL import Image",
-        *([f"import {code.stem}  # {code.name} of this folder, on Python's path"] if code else []),
-        "",
-        'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # timm 1.0.16',
-        "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
-        'logits = model(transform(Image.open("IMAGE").convert("RGB"))[None])',
-    ]
-    text = "```python\n" + "\n".join(lines) + "\n```\n"
-    if code is not None:
-        text += (
-            f"\n`{code.name}` is under the {CODE_LICENCE} licence and needs torch and timm only.\n"
-        )
-    return text
-
-
-def _checks(checks: Iterable[str]) -> str:
-    lines = "".join(f"- {line}\n" for line in checks)
-    return f"## Files compared with the network\n\n{lines}" if lines else ""
+def _section(title: str, parts: Sequence[str]) -> str:
+    """A title and what follows; "" where nothing does."""
+    text = "\n".join(parts)
+    return f"## {title}\n\n{text}" if text else ""
 
 
 def _settings(description: Description) -> str:

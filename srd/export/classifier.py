@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from srd.errors import UserError, nearest
 from srd.export.description import Description, exported_with, read_description
-from srd.export.formats import CONFIG, WEIGHTS
+from srd.export.layout import CONFIG, WEIGHTS
 from srd.export.origin import Source, read_source
 from srd.files.checkpoint import explain_mismatch, load_weights
 

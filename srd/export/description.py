@@ -13,7 +13,7 @@ import timm
 from srd.data.labels import class_names, readable
 from srd.data.preprocess import Preprocessing
 from srd.errors import UserError
-from srd.export.formats import CONFIG
+from srd.export.layout import CONFIG
 
 OWN_SECTION = "srd"  # of config.json: what timm does not ask for
 

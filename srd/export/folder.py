@@ -6,32 +6,29 @@ renamed when everything in it has been read back and compared.
 
 from __future__ import annotations
 
-import inspect
-import json
 import os
 import runpy
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import timm
 
 from srd.errors import RunFailed, UserError
 from srd.export.card import model_card
 from srd.export.classifier import Classifier
-from srd.export.description import OWN_SECTION
-from srd.export.formats import CARD, CONFIG, FORMATS, ONNX, TORCH, WEIGHTS
-from srd.export.graphs import need_onnx, trace, write_onnx, write_torch
-from srd.files.checkpoint import save_weights, write_text, write_whole
+from srd.export.formats import FORMATS, choose_formats
+from srd.export.graphs import Original
+from srd.export.layout import CARD
+from srd.files.checkpoint import write_text
 from srd.files.released import REPOSITORY
 
 
 def export(
     classifier: Classifier,
     folder: Path,
-    formats: Collection[str] = FORMATS,
+    *,
+    formats: Iterable[str] | None = None,
     licence: str = "unknown",
     overwrite: bool = False,
     tell: Callable[[str], None] = lambda line: None,
@@ -39,62 +36,26 @@ def export(
     """Write `folder`; every graph in it is compared with the network before it appears.
 
     Args:
-        formats: of FORMATS; `timm` brings the weights along.
+        formats: names of FORMATS; None for all.
         licence: of the weights, for the model card.
         overwrite: take the place of an earlier export; never of anything else.
         tell: is told each comparison's result.
 
     Raises:
-        UserError: the folder exists, cannot be made, or a package is missing.
+        UserError: the folder exists or cannot be made, or as `choose_formats`.
         RunFailed: a graph does not compute what the network computes, or writing failed.
     """
-    if "onnx" in formats:
-        need_onnx()
+    chosen = choose_formats(FORMATS if formats is None else formats)
     check_place(folder, overwrite)
+    original, checks = Original(classifier), []
     with appearing(folder) as parts:
-        checks = write_graphs(classifier, parts, formats, tell)
-        code = write_for_timm(classifier, parts) if "timm" in formats else None
-        if {"safetensors", "timm"} & set(formats):
-            about = {"format": "pt", OWN_SECTION: json.dumps(classifier.description.to_config())}
-            save_weights(parts / WEIGHTS, classifier.model.state_dict(), about)
-        files = [path.name for path in parts.iterdir()]
-        card = model_card(classifier, licence, files, checks, code)
+        for format in chosen:
+            if (check := format.write(original, parts / format.file)) is not None:
+                checks.append(check)
+                tell(check)
+        usage = [format.usage(classifier) for format in chosen]
+        card = model_card(classifier, licence=licence, usage=usage, checks=checks)
         write_text(parts / CARD, card)
-
-
-def write_graphs(
-    classifier: Classifier, folder: Path, formats: Collection[str], tell: Callable[[str], None]
-) -> list[str]:
-    """`model.onnx` and `model.pt2`, as asked; returns what their comparisons said."""
-    writers = {"onnx": (ONNX, write_onnx, "ONNX Runtime"), "torch": (TORCH, write_torch, "PyTorch")}
-    chosen = [writer for name, writer in writers.items() if name in formats]
-    program = trace(classifier) if chosen else None
-    checks = []
-    for file, write, reader in chosen:
-        assert program is not None
-        difference = write(program, classifier, folder / file)
-        checks.append(
-            f"{file}: read back by {reader}, its logits differ from the network's by at most "
-            f"{difference:.1e} (batches of 1 and 3)"
-        )
-        tell(checks[-1])
-    return checks
-
-
-def write_for_timm(classifier: Classifier, folder: Path) -> Path | None:
-    """`config.json`, and a copy of the architecture's source where timm does not have it."""
-    config = json.dumps(classifier.description.to_config(), indent=2, ensure_ascii=False)
-    write_text(folder / CONFIG, config + "\n")
-    code = code_of(classifier.description.architecture)
-    if code is not None:
-        write_whole(folder / code.name, lambda file: file.write(code.read_bytes()))
-    return code
-
-
-def code_of(architecture: str) -> Path | None:
-    """The file that registers an architecture with timm; None for timm's own."""
-    build = timm.model_entrypoint(architecture)
-    return None if build.__module__.startswith("timm.") else Path(inspect.getfile(build))
 
 
 def check_place(folder: Path, overwrite: bool) -> None:
@@ -103,7 +64,7 @@ def check_place(folder: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise UserError(f"{folder} exists: give another --output, or --overwrite")
-    ours = {CARD, CONFIG, WEIGHTS, ONNX, TORCH}
+    ours = {CARD, *(format.file for format in FORMATS.values())}
     known = folder.is_dir() and not folder.is_symlink()
     others = (
         [p for p in folder.iterdir() if p.name not in ours and p.suffix != ".py"] if known else []

@@ -10,7 +10,8 @@ import io
 import json
 import os
 import warnings
-from importlib.util import find_spec
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,25 @@ from torch import Tensor, nn
 from srd.errors import RunFailed, UserError
 from srd.export.classifier import Classifier
 from srd.export.description import OWN_SECTION, Description, exported_with
-from srd.export.formats import CONFIG
+from srd.export.layout import CONFIG
+from srd.installed import need_extra
 
-ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4  # between a graph's logits and the network's, relative to the largest above 1
 TRACED_BATCH, TRIED_BATCHES = 2, (1, 3)
 IMAGES, LOGITS, BATCH = "images", "logits", "batch"
 LARGEST_BATCH = 2**31 - 1  # torch 2.6 wants a bound
 
 
-def need_onnx(packages: tuple[str, ...] = ONNX_PACKAGES) -> None:
-    """Raise a UserError that says how to install what is missing."""
-    if missing := [name for name in packages if find_spec(name) is None]:
-        raise UserError(f"ONNX files need {', '.join(missing)}: pip install {' '.join(missing)}")
+@dataclass(frozen=True)
+class Original:
+    """A classifier that is handed on, and its graph, traced once for all who ask for it."""
+
+    classifier: Classifier
+
+    @cached_property
+    def program(self) -> torch.export.ExportedProgram:
+        """See `trace`."""
+        return trace(self.classifier)
 
 
 def trace(classifier: Classifier) -> torch.export.ExportedProgram:
@@ -52,27 +59,29 @@ def trace(classifier: Classifier) -> torch.export.ExportedProgram:
         raise RunFailed(f"torch.export cannot trace {name} ({reason})") from error
 
 
-def write_torch(program: torch.export.ExportedProgram, classifier: Classifier, path: Path) -> float:
+def write_torch(original: Original, path: Path) -> str:
     """Write a `.pt2` file with `config.json` in it, and compare it; see `compare`."""
-    config = json.dumps(classifier.description.to_config())
-    torch.export.save(program, path, extra_files={CONFIG: config})
-    return compare(classifier, torch.export.load(path).module(), path.name)
+    config = json.dumps(original.classifier.description.to_config())
+    torch.export.save(original.program, path, extra_files={CONFIG: config})
+    network = torch.export.load(path).module()
+    return compare(original.classifier, network, path.name, reader="PyTorch")
 
 
-def write_onnx(program: torch.export.ExportedProgram, classifier: Classifier, path: Path) -> float:
+def write_onnx(original: Original, path: Path) -> str:
     """Write an ONNX file with the description in its metadata, and compare it; see `compare`."""
     import onnx
 
+    program = original.program
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporters' own deprecations
-            model = _to_onnx(program, classifier)
+            model = _to_onnx(program, original.classifier)
     except Exception as error:  # the exporters' exceptions have no common class
         reason = " ".join(str(error).split())[:160]
         raise RunFailed(f"torch {torch.__version__} cannot write {path.name} ({reason})") from error
-    onnx.helper.set_model_props(model, to_metadata(classifier.description))
+    onnx.helper.set_model_props(model, to_metadata(original.classifier.description))
     path.write_bytes(model.SerializeToString())
-    return compare(classifier, OnnxNetwork(path), path.name)
+    return compare(original.classifier, OnnxNetwork(path), path.name, reader="ONNX Runtime")
 
 
 def _to_onnx(program: torch.export.ExportedProgram, classifier: Classifier) -> Any:
@@ -94,8 +103,11 @@ def _to_onnx(program: torch.export.ExportedProgram, classifier: Classifier) -> A
     return onnx.load_model_from_string(file.getvalue())
 
 
-def compare(classifier: Classifier, other: nn.Module, name: str) -> float:
-    """The largest difference between the logits of both on batches of one and three.
+def compare(classifier: Classifier, other: nn.Module, name: str, *, reader: str) -> str:
+    """What to say of a file: by how much its logits differ on batches of one and three.
+
+    Args:
+        other: the network in the file `name`, read back by `reader`.
 
     Raises:
         RunFailed: it is above 1e-4 (of the largest logit, where that is above 1), or not a number.
@@ -112,7 +124,10 @@ def compare(classifier: Classifier, other: nn.Module, name: str) -> float:
                 f"logits differ by {difference:.1e}"
             )
         largest = max(largest, difference)
-    return largest
+    return (
+        f"{name}: read back by {reader}, its logits differ from the network's by at most "
+        f"{largest:.1e} (batches of 1 and 3)"
+    )
 
 
 def _images(description: Description, batch: int) -> Tensor:
@@ -129,7 +144,7 @@ class OnnxNetwork(nn.Module):
 
     def __init__(self, path: Path, device: str = "cpu") -> None:
         super().__init__()
-        need_onnx(("onnxruntime",))
+        need_extra("export", "onnxruntime", what="ONNX files")
         import onnxruntime
 
         if not path.is_file():

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from deit.student import create_student
-from srd.export import graphs
 from tests.export.conftest import Command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,9 +94,10 @@ def test_weights_that_are_not_numbers(exporting: Command, tmp_path: Path) -> Non
 def test_onnx_without_its_packages(
     exporting: Command, deit_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graphs, "find_spec", lambda name: None if name == "onnxscript" else name)
+    missing = "onnxscript"
+    monkeypatch.setattr("srd.installed.find_spec", lambda name: None if name == missing else name)
     done = exporting(deit_run, "--output", tmp_path / "out")
-    assert done.code == 2 and "pip install onnxscript" in done.err
+    assert done.code == 2 and "need onnxscript: pip install" in done.err and "[export]" in done.err
     assert exporting(deit_run, "--output", tmp_path / "out", "--format", "timm").code == 0
 
 
