@@ -79,7 +79,9 @@ def test_a_format_of_ones_own(
         torch.save(halves, path)
         return f"{path.name}: {len(halves)} tensors"
 
-    mine = Format(name="half", file="model.half.pt", write=write, usage=lambda c: f"{c.name} in half")
+    mine = Format(
+        name="half", file="model.half.pt", write=write, usage=lambda c: f"{c.name} in half"
+    )
     monkeypatch.setitem(FORMATS, "half", mine)
     export(classifier, tmp_path / "out", formats=["half"])
     card = (tmp_path / "out" / "README.md").read_text()
