@@ -90,9 +90,9 @@ class Rows:
             yield self.task.images[rows], self.task.targets[rows]
 
 
-@contextmanager
-def toy(
-    path: Path,
+def make_loop(
+    folder: RunFolder,
+    log: RunLog,
     plan: Plan = PLAN,
     at_step: AtStep = lambda step: None,
     *,
@@ -100,16 +100,11 @@ def toy(
     task: ToyTask | None = None,
     schedule: bool = True,
     **changed: Any,
-) -> Iterator[Loop]:
-    """The loop over a toy, where `path` was left."""
+) -> Loop:
+    """The loop over a toy; `changed` are arguments of the loop's own."""
     task = task or ToyTask()
     optimizer = torch.optim.AdamW(task.model.parameters())
     batches = TrainBatches(22, plan.batch_size, seed)
-    folder = RunFolder(path, "toy")
-    folder.prepare()
-    found, _ = folder.find_resume()
-    state = load_file(found) if found else None
-    log = RunLog(folder.path, first_step=state["position"]["updates"] if state else 0)
 
     def prepare(batch: Batch, step: int) -> Batch:
         at_step(step)
@@ -130,7 +125,18 @@ def toy(
         "settings": SETTINGS,
         "start_epoch": lambda epoch: task.model.train(),
     }
-    loop = Loop(**{**parts, **changed})
+    return Loop(**{**parts, **changed})
+
+
+@contextmanager
+def toy(path: Path, *arguments: Any, **changed: Any) -> Iterator[Loop]:
+    """The loop over a toy, where `path` was left."""
+    folder = RunFolder(path, "toy")
+    folder.prepare()
+    found, _ = folder.find_resume()
+    state = load_file(found) if found else None
+    log = RunLog(folder.path, first_step=state["position"]["updates"] if state else 0)
+    loop = make_loop(folder, log, *arguments, **changed)
     if state:
         loop.load_state(state)
     try:
