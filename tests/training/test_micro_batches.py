@@ -9,46 +9,64 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deit.student import ConvStemDeiT
-from srd.config.fields import Distill
+from deit.student import ConvStemDeiT, read
+from srd.config.fields import Distill, read_config
+from srd.config.layers import Layer
 from srd.device import Precision
-from srd.models.outputs import TeacherOutput
-from srd.models.teacher import FrozenTeacher, Normalization
-from srd.training.micro_batches import MicroBatches
-from srd.training.task import ClassifierTask, StudentTask
+from srd.method.losses import create_loss
+from srd.models.outputs import Output
+from srd.models.students import Student
+from srd.training.micro_batches import MicroBatches, in_parts
+from srd.training.task import DistillationTask
 
-BATCH, CLASSES, TEACHER_WIDTH = 8, 5, 40
+BATCH, CLASSES, WIDTH, TEACHER_WIDTH = 8, 5, 24, 40
 EXACT = Precision(torch.device("cpu"), dtype=torch.float64)
-PLAIN = Normalization((0.5,) * 3, (0.5,) * 3)
 
 
 class Teacher(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.features, self.head = (
-            nn.Linear(3 * 16 * 16, TEACHER_WIDTH),
-            nn.Linear(TEACHER_WIDTH, CLASSES),
-        )
+        self.features = nn.Linear(3 * 16 * 16, TEACHER_WIDTH)
+        self.head = nn.Linear(TEACHER_WIDTH, CLASSES)
+        self.sizes: list[int] = []
 
-    def forward(self, images: Tensor) -> TeacherOutput:
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Output:
+        self.sizes.append(len(images))
         features = self.features(images.flatten(1)).relu()
-        return TeacherOutput(features, self.head(features))
+        return Output(features, self.head(features))
 
 
-def make_task(match: str = "correlation", drop_path: float = 0.0) -> StudentTask:
+def distilling(**loss: Any) -> Distill:
+    return read_config([Layer("", {"distill": {"loss": loss}})]).distill
+
+
+def make_task(
+    teacher: Teacher,
+    distill: Distill | None = None,
+    *,
+    drop_path: float = 0.0,
+    micro_batch: int | None = None,
+) -> DistillationTask:
+    """The task whose teacher and student see the whole batch, or parts of it."""
     torch.manual_seed(0)
-    student = ConvStemDeiT(24, 3, CLASSES, 16, drop_path)
-    task = StudentTask(student, Distill(match=match), TEACHER_WIDTH).double()
+    student = Student(ConvStemDeiT(WIDTH, 3, CLASSES, 16, drop_path), read)
+    distill = distill or Distill()
+    loss = create_loss(distill.loss, student_dim=WIDTH, teacher_dim=TEACHER_WIDTH)
+    task = DistillationTask(
+        student, loss, distill=distill, teach=teacher, smoothing=0.0, precision=EXACT
+    ).double()
     for module in task.student.modules():
         if isinstance(module, nn.BatchNorm2d):  # the one thing that sees micro-batches
             module.eval()
+    task.share_out(micro_batch)
     return task
 
 
 @pytest.fixture
-def teacher() -> FrozenTeacher:
+def teacher() -> Teacher:
     torch.manual_seed(1)
-    return FrozenTeacher(Teacher(), lambda model, x: model(x), PLAIN, PLAIN).double()
+    return Teacher().double()
 
 
 def batch() -> tuple[Tensor, Tensor]:
@@ -61,64 +79,88 @@ def gradients(task: nn.Module) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in task.named_parameters()}
 
 
-@pytest.mark.parametrize("match", ["correlation", "elementwise"])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"name": "srd", "match": "correlation"},
+        {"name": "srd", "match": "elementwise"},
+        {"name": "vkd"},
+    ],
+    ids=lambda loss: "-".join(loss.values()),
+)
 @pytest.mark.parametrize("size", [1, 3, 4, 8, 100])
 def test_losses_and_gradients_are_those_of_the_whole_batch(
-    teacher: FrozenTeacher, match: str, size: int
+    teacher: Teacher, loss: dict[str, str], size: int
 ) -> None:
-    task, (images, targets) = make_task(match), batch()
-    whole = copy.deepcopy(task)
-    expected = whole(images, targets, teacher(images))
+    distill = distilling(**loss)
+    whole, parts = make_task(teacher, distill), make_task(teacher, distill, micro_batch=size)
+    expected = whole.losses(batch(), seed=3)
     expected["loss"].backward()
-    micro = MicroBatches(task, teacher, size, EXACT)
-    losses = micro.losses(images, targets, seed=3)
-    micro.backward(losses["loss"])
+    teacher.sizes.clear()
+    losses = parts.losses(batch(), seed=3)
+    losses["loss"].backward()
     assert list(losses) == ["loss", "ce", "kl", "repr"]
     for name, value in losses.items():
         assert torch.allclose(value, expected[name], rtol=1e-12), name
-    for name, grad in gradients(task).items():
-        assert torch.allclose(grad, gradients(whole)[name], rtol=1e-8, atol=1e-12), name
+    theirs = gradients(whole)
+    for name, grad in gradients(parts).items():
+        assert torch.allclose(grad, theirs[name], rtol=1e-8, atol=1e-12), name
+    assert sum(teacher.sizes) == BATCH and max(teacher.sizes) == min(size, BATCH)
 
 
-def test_a_scaled_loss_scales_the_gradients(teacher: FrozenTeacher) -> None:
-    task, (images, targets) = make_task(), batch()
-    micro = MicroBatches(task, teacher, 4, EXACT)
-    micro.backward(micro.losses(images, targets, seed=3)["loss"])
+def test_a_scaled_loss_scales_the_gradients(teacher: Teacher) -> None:
+    task = make_task(teacher, micro_batch=4)
+    task.losses(batch(), seed=3)["loss"].backward()
     plain = gradients(task)
     task.zero_grad()
-    micro.backward(micro.losses(images, targets, seed=3)["loss"] * 1024)
+    (task.losses(batch(), seed=3)["loss"] * 1024).backward()
     for name, grad in gradients(task).items():
         assert torch.allclose(grad, plain[name] * 1024, rtol=1e-12), name
 
 
-def test_both_passes_drop_the_same_paths(teacher: FrozenTeacher) -> None:
-    task, (images, targets) = make_task(drop_path=0.5), batch()
-    micro = MicroBatches(task, teacher, 4, EXACT)
+def test_gradients_add_to_those_that_are_there(teacher: Teacher) -> None:
+    task = make_task(teacher, micro_batch=4)
+    task.losses(batch(), seed=3)["loss"].backward()
+    plain = gradients(task)
+    task.losses(batch(), seed=3)["loss"].backward()
+    for name, grad in gradients(task).items():
+        assert torch.allclose(grad, plain[name] * 2, rtol=1e-12), name
+
+
+def test_both_passes_drop_the_same_paths(teacher: Teacher) -> None:
+    task = make_task(teacher, drop_path=0.5, micro_batch=4)
     outputs: list[Any] = []
     task.student.register_forward_hook(lambda *call: outputs.append(call[-1].logits.detach()))
-    micro.backward(micro.losses(images, targets, seed=3)["loss"])
+    task.losses(batch(), seed=3)["loss"].backward()
     assert len(outputs) == 4
     assert torch.equal(outputs[0], outputs[2]) and torch.equal(outputs[1], outputs[3])
 
 
-def test_running_statistics_move_once_for_each_micro_batch(teacher: FrozenTeacher) -> None:
-    task, (images, targets) = make_task().train(), batch()
-    micro = MicroBatches(task, teacher, 4, EXACT)
-    micro.backward(micro.losses(images, targets, seed=3)["loss"])
-    stem = task.student.conv_embed.conv[1]
+def test_parts_drop_other_paths_than_each_other(teacher: Teacher) -> None:
+    task = make_task(teacher, drop_path=0.5, micro_batch=4)
+    images, targets = batch()
+    outputs: list[Any] = []
+    task.student.register_forward_hook(lambda *call: outputs.append(call[-1].logits.detach()))
+    task.losses((images[:4].repeat(2, 1, 1, 1), targets), seed=3)
+    assert not torch.equal(outputs[0], outputs[1])
+
+
+def test_running_statistics_move_once_for_each_micro_batch(teacher: Teacher) -> None:
+    task = make_task(teacher, micro_batch=4).train()
+    task.losses(batch(), seed=3)["loss"].backward()
+    stem = task.model.conv_embed.conv[1]
     assert stem.num_batches_tracked == 2
     assert task.distillation_loss.bn_s.num_batches_tracked == 1
 
 
-def test_what_the_batch_norms_of_the_stem_change_is_bounded(teacher: FrozenTeacher) -> None:
+def test_what_the_batch_norms_of_the_stem_change_is_bounded(teacher: Teacher) -> None:
     """They see micro-batches: half a batch of statistics moves losses and gradients this much."""
-    task, (images, targets) = make_task().train(), batch()
-    whole = copy.deepcopy(task)
-    expected = whole(images, targets, teacher(images))
+    task = make_task(teacher, micro_batch=BATCH // 2).train()
+    whole = make_task(teacher).train()
+    expected = whole.losses(batch(), seed=3)
     expected["loss"].backward()
-    micro = MicroBatches(task, teacher, BATCH // 2, EXACT)
-    losses = micro.losses(images, targets, seed=3)
-    micro.backward(losses["loss"])
+    losses = task.losses(batch(), seed=3)
+    losses["loss"].backward()
     for name, value in losses.items():
         assert value.item() == pytest.approx(expected[name].item(), rel=0.01), name
     ours, theirs = (
@@ -132,10 +174,43 @@ def test_what_the_batch_norms_of_the_stem_change_is_bounded(teacher: FrozenTeach
 def test_a_classifier_in_micro_batches() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, CLASSES)).double()
-    task, (images, targets) = ClassifierTask(model), batch()
-    whole = copy.deepcopy(task)
-    whole(images, targets)["loss"].backward()
-    micro = MicroBatches(task, None, 3, EXACT)
-    micro.backward(micro.losses(images, targets, seed=0)["loss"])
-    for name, grad in gradients(task).items():
-        assert torch.allclose(grad, gradients(whole)[name], rtol=1e-10), name
+
+    def classifier(model: nn.Module) -> DistillationTask:
+        student = Student(model, lambda model, images, features=True: Output(None, model(images)))
+        distill = distilling(name="none")
+        return DistillationTask(
+            student, None, distill=distill, teach=None, smoothing=0.1, precision=EXACT
+        )
+
+    whole, parts = classifier(copy.deepcopy(model)), classifier(model)
+    parts.share_out(3)
+    images, targets = batch()
+    for labels in (targets, torch.arange(BATCH) % CLASSES):
+        for task in (whole, parts):
+            task.zero_grad()
+            task.losses((images, labels), seed=0)["loss"].backward()
+        theirs = gradients(whole)
+        for name, grad in gradients(parts).items():
+            assert torch.allclose(grad, theirs[name], rtol=1e-10), name
+
+
+def test_without_a_graph_the_outputs_are_those_of_the_parts(teacher: Teacher) -> None:
+    """What a task reads of the student stays what it was: the parts that it leaves out, too."""
+    torch.manual_seed(0)
+    student = Student(
+        nn.Linear(4, 3).double(), lambda model, x, features=True: Output(None, model(x))
+    )
+    micro = MicroBatches(student, 3, EXACT)
+    images = torch.randn(8, 4, dtype=torch.float64)
+    with torch.no_grad():
+        said = micro(images)
+    assert said.features is None and said.distilled_logits is None and said.tokens is None
+    assert torch.allclose(said.logits, student.model(images), rtol=1e-12)
+
+
+def test_a_teacher_in_parts_says_the_same(teacher: Teacher) -> None:
+    images, _ = batch()
+    whole, parts = teacher(images), in_parts(teacher, 3)(images)
+    assert teacher.sizes == [8, 3, 3, 2] and parts.distilled_logits is None
+    assert torch.allclose(parts.features, whole.features, rtol=1e-12)
+    assert torch.allclose(parts.logits, whole.logits, rtol=1e-12)
