@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, cast
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from srd.errors import UserError
 from srd.files.locate import locate
@@ -124,6 +124,31 @@ def _entry(content: Mapping[str, Any], path: str | Path, ema: bool) -> dict[str,
 
 def _tensors(entry: Mapping[Any, Any]) -> dict[str, Tensor]:
     return {str(name): value for name, value in entry.items() if isinstance(value, Tensor)}
+
+
+def load_into(
+    model: nn.Module,
+    path: str | Path,
+    what: str,
+    *,
+    content: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Load a file's weights into `model`, strictly.
+
+    Args:
+        what: the model, for the message.
+        content: what `load_file` read from `path`, where that is done already.
+
+    Returns:
+        The names of what was trained beside it, such as a projector's.
+
+    Raises:
+        UserError: as `load_weights`, or the weights do not fit.
+    """
+    weights, extras = parts_in(load_file(path) if content is None else content, path)
+    explain_mismatch(model.state_dict(), weights, path, what)
+    model.load_state_dict(weights)
+    return list(extras)
 
 
 def load_file(path: str | Path) -> dict[str, Any]:

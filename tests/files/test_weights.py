@@ -21,7 +21,7 @@ from yacs.config import CfgNode
 
 from srd.errors import UserError
 from srd.files.checkpoint import explain_mismatch, load_file, load_weights, save_weights
-from srd.files.weights import load_parts
+from srd.files.weights import load_into, load_parts
 from tests.files.made import WEIGHTS, assert_same, cuts, legacy, one_line, pickled, saved, zipped
 
 LAYOUTS: dict[str, Any] = {
@@ -440,3 +440,16 @@ def test_long_lists_are_cut_short() -> None:
     many = {f"layer{i}": torch.zeros(1) for i in range(50)}
     with pytest.raises(UserError, match=r"50 missing: layer0, layer1, layer2, \.\.\."):
         explain_mismatch(many, {}, "a.pth", "the student")
+
+
+def test_weights_go_into_a_model(tmp_path: Path) -> None:
+    model, content = nn.Linear(3, 2), {"model": {"weight": torch.ones(2, 3), "bias": torch.ones(2)}}
+    content["model"]["distillation_loss.embed.weight"] = torch.ones(4)
+    path = saved(tmp_path / "a.pth", content)
+    assert load_into(model, path, "the student") == ["distillation_loss.embed.weight"]
+    assert torch.equal(model.weight, torch.ones(2, 3)) and torch.equal(model.bias, torch.ones(2))
+    with pytest.raises(UserError, match=r"a\.pth does not fit the student: .*\(2, 3\) instead of"):
+        load_into(nn.Linear(4, 2), path, "the student")
+    other = {"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}
+    assert load_into(model, tmp_path / "absent.pth", "the student", content=other) == []
+    assert torch.equal(model.weight, torch.zeros(2, 3))
