@@ -1,14 +1,78 @@
-"""What a network says of images: features, logits, tokens."""
+"""What a network says of images: features, logits, tokens; and how wide they are."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from itertools import chain
+from typing import Any, Literal, NamedTuple, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+from srd.errors import UserError
+
+Representation = Literal["features", "tokens"]
 
 
-class TeacherOutput(NamedTuple):
-    """What a student learns from: features (B, D_t), globally averaged, and logits (B, C)."""
+class Output(NamedTuple):
+    """What a student or a teacher says of a batch.
 
-    features: Tensor
+    Args:
+        features: (B, D), one vector an image; None where nobody reads them.
+        logits: (B, C).
+        distilled_logits: (B, C) of a second head, in training; None for models with one head.
+        tokens: (B, N, D), one for each patch, without class tokens and the like; None for models
+            whose last features are no sequence of tokens.
+    """
+
+    features: Tensor | None
     logits: Tensor
+    distilled_logits: Tensor | None = None
+    tokens: Tensor | None = None
+
+
+class Read(Protocol):
+    """How a model is read: called with it and images (B, 3, H, W).
+
+    Without `features`, nothing is computed that `model(images)` does not compute.
+    """
+
+    def __call__(self, model: Any, images: Tensor, *, features: bool = True) -> Output: ...
+
+
+@torch.no_grad()
+def of_black_image(network: nn.Module, image_size: int) -> Output:
+    """What `network` (images to `Output`) says of one black image, in evaluation mode.
+
+    It is left as it was: no mode changes, no running statistics, no random numbers are drawn.
+    """
+    modes = [(module, module.training) for module in network.modules()]
+    like = next(chain(network.parameters(), network.buffers()))
+    black = torch.zeros(1, 3, image_size, image_size, dtype=like.dtype, device=like.device)
+    try:
+        network.eval()
+        with torch.random.fork_rng([like.device] if like.is_cuda else []):
+            return network(black)
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def width(network: nn.Module, reads: Representation, *, image_size: int, role: str) -> int:
+    """D of the features or of the tokens of a network that gives `Output`.
+
+    Args:
+        role: student or teacher, for the message.
+
+    Raises:
+        UserError: it has none.
+    """
+    value: Tensor | None = getattr(of_black_image(network, image_size), reads)
+    if value is None:
+        raise UserError(
+            f"the loss reads {reads}, and the {role} has none: take a loss that reads something "
+            f"else, or another {role}" + (" (a vision transformer)" if reads == "tokens" else "")
+        )
+    return value.shape[-1]
+
+
+TeacherOutput = Output  # until the trainer says Output

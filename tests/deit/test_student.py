@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deit.student import StudentOutput, create_student
+from deit.student import StudentOutput, create_student, read
 from srd.errors import UserError
 
 WIDTHS = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}
@@ -137,3 +137,30 @@ def test_initial_convolutions_are_kaiming_normal_and_have_no_bias() -> None:
 def test_arguments_that_make_no_student_are_errors(arguments: tuple[str, int, int]) -> None:
     with pytest.raises(UserError):
         create_student(*arguments)
+
+
+def test_reading_is_what_the_network_computes() -> None:
+    """To the bit, forward and backward; the tokens are those whose mean the features are."""
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(0)
+    student = create_student("tiny", 5, 32)
+    gradients = []
+    for outputs in (lambda: read(student, images)[:3], lambda: student(images)):
+        student.zero_grad()
+        sum(value.square().sum() for value in outputs()).backward()
+        gradients.append([p.grad.clone() for p in student.parameters()])
+    assert all(map(torch.equal, *gradients))
+    output, expected = read(student, images), student(images)
+    assert torch.equal(output.logits, expected.logits)
+    assert torch.equal(output.distilled_logits, expected.conv_logits)
+    assert torch.equal(output.features, expected.features)
+    assert output.tokens.shape == (2, 4, 192)
+    assert torch.equal(output.tokens.mean(1), output.features)
+    bare = read(student, images, features=False)
+    assert bare.features is None and bare.tokens is None
+    assert torch.equal(bare.logits, output.logits)
+    assert torch.equal(bare.distilled_logits, output.distilled_logits)
+    with torch.no_grad():
+        evaluated = read(student.eval(), images)
+        assert torch.equal(evaluated.logits, student(images))
+        assert evaluated.distilled_logits is None and evaluated.tokens.shape == (2, 4, 192)

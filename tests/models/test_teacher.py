@@ -1,19 +1,32 @@
-"""Teachers: nothing of them moves, and their images are as they expect them."""
+"""Teachers: frozen for good, read as they expect, refused when they are not what they claim."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import timm
 import torch
 from torch import Tensor, nn
 
+from deit.student import create_student
+from srd.config.fields import Teacher
+from srd.device import Precision
 from srd.errors import UserError
-from srd.files.hashes import verify
-from srd.models.outputs import TeacherOutput
-from srd.models.teacher import FrozenTeacher, Normalization
+from srd.models.outputs import Output, width
+from srd.models.teacher import (
+    FrozenTeacher,
+    LoadedTeacher,
+    Normalization,
+    load_teacher,
+    open_teacher,
+)
 
+HALF = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALVES = Normalization((0.5, 0.5, 0.5), (0.5, 0.4, 0.2))
 
@@ -22,9 +35,9 @@ def small_network() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5))
 
 
-def read(network: nn.Module, images: Tensor) -> TeacherOutput:
+def read(network: nn.Module, images: Tensor) -> Output:
     maps = network(images)
-    return TeacherOutput(maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3)))
+    return Output(maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3)))
 
 
 def teacher_of(network: nn.Module, expected: Normalization = IMAGENET) -> FrozenTeacher:
@@ -63,8 +76,8 @@ def test_nothing_in_a_teacher_is_trained() -> None:
 
 
 def test_images_are_converted_to_what_the_teacher_expects() -> None:
-    def keep(_: nn.Module, images: Tensor) -> TeacherOutput:
-        return TeacherOutput(images, images)
+    def keep(_: nn.Module, images: Tensor) -> Output:
+        return Output(images, images)
 
     pixels = torch.rand(2, 3, 4, 4, dtype=torch.float64)
 
@@ -80,38 +93,175 @@ def test_images_are_converted_to_what_the_teacher_expects() -> None:
 def test_images_that_fit_are_left_alone() -> None:
     seen: list[Tensor] = []
 
-    def keep(_: nn.Module, images: Tensor) -> TeacherOutput:
+    def keep(_: nn.Module, images: Tensor) -> Output:
         seen.append(images)
-        return TeacherOutput(images, images)
+        return Output(images, images)
 
     images = torch.randn(2, 3, 4, 4)
     FrozenTeacher(nn.Identity(), keep, HALVES, HALVES)(images)
     assert seen[0].data_ptr() == images.data_ptr()
 
 
-def test_a_file_is_what_its_name_claims(tmp_path: Path) -> None:
-    digest = hashlib.sha256(b"weights").hexdigest()
-    for name in (f"regnety-{digest[:8]}.pth", f"a-b_{digest[:4]}-{digest}.pth", "regnety.pth"):
-        path = tmp_path / name
-        path.write_bytes(b"weights")
-        assert verify(path) == digest
+# Teachers of a configuration
 
 
-def test_a_file_that_is_not_what_its_name_claims(tmp_path: Path) -> None:
-    path = tmp_path / "regnety_160-a5fe301d.pth"
-    path.write_bytes(b"weights")
-    digest = hashlib.sha256(b"weights").hexdigest()
-    with pytest.raises(UserError) as caught:
-        verify(path)
-    assert all(part in str(caught.value) for part in (str(path), "a5fe301d", digest[:8]))
+def load(file: Path, classes: int = 10, size: int = 32, **settings: object) -> LoadedTeacher:
+    teacher = Teacher(**{"name": "regnety_002", "checkpoint": str(file), **settings})  # type: ignore[arg-type]
+    return load_teacher(teacher, num_classes=classes, image_size=size, given=HALF)
 
 
-@pytest.mark.parametrize("name", ["resnet-best.pth", "run-2024.pth", "teacher-epoch0099.pth"])
-def test_other_words_in_a_name_claim_nothing(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"weights")
-    verify(tmp_path / name)
+def test_a_teacher_is_no_part_of_what_holds_it(teacher_file: Path) -> None:
+    task = nn.Linear(2, 2)
+    task.teach = load(teacher_file)
+    images = torch.randn(4, 3, 32, 32)
+    output = task.teach(images)
+    assert torch.equal(task.teach.classify(images), output.logits)
+    assert len(list(task.parameters())) == 2 and list(task.state_dict()) == ["weight", "bias"]
+    task.train()
+    assert not any(module.training for module in task.teach.model.modules())
+    assert not any(p.requires_grad for p in task.teach.model.parameters())
+    assert output.features is not None and not output.features.requires_grad
 
 
-def test_a_missing_teacher(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no teacher weights at"):
-        verify(tmp_path / "regnety_160-a5fe301d.pth")
+def test_images_are_normalised_as_the_teacher_expects(teacher_file: Path) -> None:
+    teacher = load(teacher_file, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    pixels = torch.rand(2, 3, 32, 32)
+    mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.4, 0.5, 0.6])
+    with torch.no_grad():
+        expected = teacher.model.model((pixels - mean.view(3, 1, 1)) / std.view(3, 1, 1))
+    logits = teacher.classify((pixels - 0.5) / 0.5)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_width_name_source_and_hash_are_reported(teacher_file: Path) -> None:
+    loaded = load(teacher_file)
+    wide = width(loaded.model, "features", image_size=32, role="teacher")
+    assert wide == timm.create_model("regnety_002").num_features
+    assert (loaded.name, loaded.source) == ("regnety_002", str(teacher_file))
+    assert loaded.sha256 == hashlib.sha256(teacher_file.read_bytes()).hexdigest()
+
+
+def test_a_teacher_is_opened_in_the_precision_of_the_run(teacher_file: Path) -> None:
+    teacher = open_teacher(
+        Teacher(name="regnety_002", checkpoint=str(teacher_file)),
+        num_classes=10,
+        image_size=32,
+        given=HALF,
+        precision=Precision.choose("fp64", torch.device("cpu")),
+    )
+    output = teacher(torch.randn(2, 3, 32, 32, dtype=torch.float64))
+    assert output.logits.dtype == output.features.dtype == torch.float64
+
+
+def test_the_papers_student_can_teach(tmp_path: Path) -> None:
+    """With its own reading: the mean of the patch tokens, and of the two heads' logits."""
+    torch.manual_seed(0)
+    student = create_student("tiny", 10, 32).eval()
+    torch.save(student.state_dict(), tmp_path / "tiny.pth")
+    images = torch.randn(2, 3, 32, 32)
+    output = load(tmp_path / "tiny.pth", name="tiny")(images)
+    with torch.no_grad():
+        assert torch.equal(output.logits, student(images))
+        tokens = student.forward_features(images)
+    assert torch.equal(output.features, tokens[:, 2:].mean(1))
+    assert torch.equal(output.tokens, tokens[:, 2:])
+
+
+def test_a_file_that_is_not_what_its_name_claims_is_refused(
+    tmp_path: Path, teacher_file: Path
+) -> None:
+    digest = hashlib.sha256(teacher_file.read_bytes()).hexdigest()
+    right, wrong = tmp_path / f"teacher-{digest[:8]}.pth", tmp_path / "teacher-0123abcd.pth"
+    right.write_bytes(teacher_file.read_bytes())
+    wrong.write_bytes(teacher_file.read_bytes())
+    load(right)
+    with pytest.raises(UserError, match="0123abcd"):
+        load(wrong)
+
+
+def test_other_classes_other_sizes_and_unknown_models_are_refused(teacher_file: Path) -> None:
+    with pytest.raises(UserError, match=r"head\.fc\.weight .* instead of"):
+        load(teacher_file, classes=7)
+    with pytest.raises(UserError, match=r"unknown teacher 'regnetyy_002' \(did you mean"):
+        load(teacher_file, name="regnetyy_002")
+
+
+def test_a_size_that_the_teacher_cannot_read_is_told_before_training(tmp_path: Path) -> None:
+    model = timm.create_model("test_convnext", num_classes=3)
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=r"the teacher test_convnext cannot read images of 16x16"):
+        load(tmp_path / "weights.pth", classes=3, size=16, name="test_convnext")
+
+
+# Teachers of the Hub
+
+
+def from_hub(name: str, classes: int = 1000, size: int = 32) -> LoadedTeacher:
+    teacher = Teacher(name=name)
+    return load_teacher(teacher, num_classes=classes, image_size=size, given=HALF)
+
+
+def test_no_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("srd.models.teacher.in_ckpts", lambda *names: None)
+    with pytest.raises(UserError, match=r"put regnety_160-a5fe301d\.pth into ckpts/"):
+        from_hub("regnety_160")
+    with pytest.raises(UserError) as refused:
+        from_hub("resnet18.a1_in1k")
+    message = str(refused.value)
+    assert "resnet18.a1_in1k" in message and "set --teacher-checkpoint FILE" in message
+    assert "regnety" not in message
+
+
+def test_weights_that_are_not_on_the_hub() -> None:
+    with pytest.raises(UserError, match="the teacher tiny has no weights on the Hub"):
+        from_hub("tiny")
+    with pytest.raises(UserError, match="timm has no weights 'resnetblur18'"):
+        from_hub("resnetblur18")
+    with pytest.raises(UserError, match=r"know 1000 classes, the data has 10: train a teacher"):
+        from_hub("resnet18.a1_in1k", classes=10)
+
+
+@pytest.fixture
+def on_the_hub(tmp_path: Path) -> Callable[[str, int], nn.Module]:
+    """`on_the_hub("me/small", 5)` puts a small network where what was fetched is kept."""
+
+    def put(repository: str, classes: int) -> nn.Module:
+        folder = tmp_path / "hub" / f"models--{repository.replace('/', '--')}"
+        snapshot = folder / "snapshots" / "0123"
+        snapshot.mkdir(parents=True)
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text("0123")
+        torch.manual_seed(0)
+        model = timm.create_model("test_resnet", num_classes=classes).eval()
+        safetensors.torch.save_file(model.state_dict(), snapshot / "model.safetensors")
+        images = {"input_size": [3, 32, 32], "mean": [0.1] * 3, "std": [0.5] * 3}
+        config = {
+            "architecture": "test_resnet",
+            "num_classes": classes,
+            "pretrained_cfg": {**images, "classifier": "fc"},
+        }
+        (snapshot / "config.json").write_text(json.dumps(config))
+        return model
+
+    return put
+
+
+def test_a_teacher_of_anybodys_repository(on_the_hub: Callable[[str, int], nn.Module]) -> None:
+    model = on_the_hub("me/small", 5)
+    pixels = torch.rand(2, 3, 32, 32)
+    teacher = from_hub("hf-hub:me/small", classes=5)
+    with torch.no_grad():
+        expected = model((pixels - 0.1) / 0.5)
+    logits = teacher.classify((pixels - 0.5) / 0.5)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+    assert teacher.sha256 is None and teacher.source == "Hub weights hf-hub:me/small"
+
+
+def test_a_repository_of_other_classes_does_not_get_a_random_head(
+    on_the_hub: Callable[[str, int], nn.Module],
+) -> None:
+    on_the_hub("me/small", 5)
+    with pytest.raises(UserError, match="hf-hub:me/small know 5 classes, the data has 7"):
+        from_hub("hf-hub:me/small", classes=7)
+    with pytest.raises(UserError, match=r"no hf-hub:me/nothing from the Hub \("):
+        from_hub("hf-hub:me/nothing", classes=7)
