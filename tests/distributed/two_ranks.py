@@ -1,4 +1,4 @@
-"""What `test_dist.py` computes twice: on the whole batch, and by torchrun on two halves of it.
+"""What these tests compute twice: on the whole batch, and by torchrun on two halves of it.
 
 `torchrun --nproc-per-node 2 two_ranks.py OUT` writes, in OUT, the results of every rank.
 """
@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers import BatchNormAct2d, EvoNorm2dB0
 from torch import Tensor, nn
 
 from srd.data.batches import EvalBatches
@@ -23,9 +24,12 @@ from srd.distributed.batch_norm import use_global_batch_norm
 from srd.errors import UserError
 from srd.evaluation.accuracy import evaluate
 from srd.method.simple_recipe import SimpleRecipeLoss
+from srd.models.students import open_student
 
 CPU = torch.device("cpu")
 BATCH, D_S, D_T = 8, 5, 7
+IMAGE = (3, 5, 6)
+STUDENTS = ("test_byobnet", "efficientvit_m0")  # batch norms with activations; of vectors too
 LOSSES = [("correlation", 4.0), ("elementwise", 4.0), ("correlation", 2.5), ("elementwise", 1.0)]
 
 
@@ -57,20 +61,47 @@ def recipe_loss(match: str, alpha: float) -> dict[str, Tensor]:
     return {"value": value.detach(), **gradients(loss, z_s), **dict(loss.named_buffers())}
 
 
-def batch_norm(**settings: Any) -> dict[str, Tensor]:
-    """A convolution and a batch norm, two steps in training and one in evaluation."""
+def batch_norm(layer: nn.Module, *shape: int) -> dict[str, Tensor]:
+    """A linear map of the channels and a batch norm, two steps in training and one in evaluation.
+
+    Args:
+        shape: of one sample: 3 channels, and positions.
+    """
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, **settings), nn.ReLU())
-    network = use_global_batch_norm(network).double()
+    mix = {1: nn.Linear(3, 4), 2: nn.Conv1d(3, 4, 1), 3: nn.Conv2d(3, 4, 1)}[len(shape)]
+    network = use_global_batch_norm(nn.Sequential(mix, layer, nn.ReLU())).double()
     parallel = processes.data_parallel(network, CPU)
     for step in range(2):
-        images = my_half(random(BATCH, 3, 5, 6, seed=step)).requires_grad_()
+        images = my_half(random(BATCH, *shape, seed=step)).requires_grad_()
         out = parallel(images)
-        probe = my_half(random(BATCH, 4, 3, 4, seed=9))
+        probe = my_half(random(BATCH, 4, *shape[1:], seed=9))
         reduce.global_sum((out * probe).sum()).backward()
     seen = {"out": out.detach(), **gradients(network, images), **dict(network.named_buffers())}
     with torch.no_grad():
         return {**seen, "evaluated": network.eval()(images)}
+
+
+def student(name: str) -> dict[str, Tensor]:
+    """Features, logits, gradients and statistics of a timm model after one step in training."""
+    torch.manual_seed(0)
+    network = open_student(name, num_classes=5, image_size=64).double()
+    use_global_batch_norm(network)
+    images = my_half(random(BATCH, 3, 64, 64, seed=1)).requires_grad_()
+    parallel = processes.data_parallel(network.train(), CPU)  # averages as long as it lives
+    output = parallel(images)
+    out = torch.cat([output.features, output.logits], dim=1)
+    reduce.global_sum((out * my_half(random(BATCH, out.shape[1], seed=9))).sum()).backward()
+    return {"out": out.detach(), **gradients(network, images), **dict(network.named_buffers())}
+
+
+def unknown_batch_norm() -> str:
+    """What is said of a layer with batch statistics that nobody taught to share them."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), EvoNorm2dB0(4))
+    try:
+        use_global_batch_norm(network)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def float32_forward() -> dict[str, Tensor]:
@@ -116,11 +147,15 @@ def accuracy() -> dict[str, Tensor]:
 
 def results() -> dict[str, dict[str, Tensor]]:
     found = {f"{match} {alpha}": recipe_loss(match, alpha) for match, alpha in LOSSES}
-    found["affine"] = batch_norm()
-    found["plain"] = batch_norm(affine=False, momentum=None)
-    found["still"] = batch_norm(momentum=0.0)
-    found["no statistics"] = batch_norm(track_running_stats=False)
+    found["affine"] = batch_norm(nn.BatchNorm2d(4), *IMAGE)
+    found["plain"] = batch_norm(nn.BatchNorm2d(4, affine=False, momentum=None), *IMAGE)
+    found["still"] = batch_norm(nn.BatchNorm2d(4, momentum=0.0), *IMAGE)
+    found["no statistics"] = batch_norm(nn.BatchNorm2d(4, track_running_stats=False), *IMAGE)
     found["no statistics"].pop("evaluated")  # of the batch in evaluation too: each rank's own
+    found["with activation"] = batch_norm(BatchNormAct2d(4, act_layer=nn.SiLU), *IMAGE)
+    found["of vectors"] = batch_norm(nn.BatchNorm1d(4), 3)
+    found["of sequences"] = batch_norm(nn.BatchNorm1d(4), 3, 5)
+    found |= {name: student(name) for name in STUDENTS}
     found["float32"] = float32_forward()
     found["accumulated"] = accumulated()
     found["accuracy"] = accuracy()
@@ -143,8 +178,9 @@ def check_reductions() -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with processes.processes(CPU):
+    with processes.joined(CPU):
         check_reductions()
         torch.save(
-            {**results(), "local": local_loss()}, Path(sys.argv[1]) / f"{processes.rank()}.pth"
+            {**results(), "local": local_loss(), "unknown": unknown_batch_norm()},
+            Path(sys.argv[1]) / f"{processes.rank()}.pth",
         )

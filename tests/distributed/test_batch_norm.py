@@ -1,0 +1,161 @@
+"""Batch norms of the global batch: alone what they were, together what one process computes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+from timm.layers import BatchNormAct2d, EvoNorm2dB0
+from torch import Tensor, nn
+
+from srd.distributed.batch_norm import (
+    GlobalBatchNorm1d,
+    GlobalBatchNorm2d,
+    GlobalBatchNormAct2d,
+    use_global_batch_norm,
+)
+
+Results = dict[str, dict[str, Tensor]]
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"affine": False},
+    {"momentum": None, "eps": 0.1},
+    {"momentum": 0.0},
+    {"track_running_stats": False},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_alone_it_is_batch_norm(settings: dict[str, Any]) -> None:
+    ours, torchs = GlobalBatchNorm2d(4, **settings), nn.BatchNorm2d(4, **settings)
+    assert isinstance(ours, nn.BatchNorm2d)
+    assert list(ours.state_dict()) == list(torchs.state_dict())
+    for _ in range(2):
+        x = torch.randn(3, 4, 5, 6) * 2 + 1
+        torch.testing.assert_close(ours(x), torchs(x))
+    for name, tensor in torchs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], tensor)
+    torch.testing.assert_close(ours.eval()(x), torchs.eval()(x))
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize(
+    "kind, shape", [(BatchNormAct2d, (4, 5, 6)), (nn.BatchNorm1d, (4,)), (nn.BatchNorm1d, (4, 5))]
+)
+def test_alone_timms_and_that_of_vectors_are_the_same_bits(
+    kind: type[nn.Module], shape: tuple[int, ...], settings: dict[str, Any]
+) -> None:
+    plain = nn.Sequential(kind(4, **settings))
+    ours = use_global_batch_norm(copy.deepcopy(plain))
+    assert type(ours[0]) is not kind and isinstance(ours[0], kind)
+    for _ in range(2):
+        x = torch.randn(3, *shape)
+        inputs = [x.clone().requires_grad_() for _ in range(2)]
+        outputs = [network(image) for network, image in zip((ours, plain), inputs, strict=True)]
+        for out in outputs:
+            out.square().sum().backward()
+        assert torch.equal(*outputs) and torch.equal(inputs[0].grad, inputs[1].grad)
+    assert list(ours.state_dict()) == list(plain.state_dict())
+    for name, value in plain.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], value)
+
+
+def nested_network() -> nn.ModuleDict:
+    block = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, eps=0.1, momentum=0.3))
+    return nn.ModuleDict(
+        {
+            "stem": block,
+            "norm": nn.BatchNorm2d(4),
+            "act": BatchNormAct2d(4, act_layer=nn.SiLU),
+            "head": nn.BatchNorm1d(4),
+        }
+    )
+
+
+def test_replaced_batch_norms_stay_what_they_hold() -> None:
+    network = nested_network()
+    network["norm"].eval()
+    before = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    assert use_global_batch_norm(network) is network
+    after = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    assert list(before) == list(after)
+    assert all(before[name] is after[name] for name in before)
+    kinds = [type(network["stem"][1]), *(type(network[key]) for key in ("norm", "act", "head"))]
+    assert kinds == [GlobalBatchNorm2d, GlobalBatchNorm2d, GlobalBatchNormAct2d, GlobalBatchNorm1d]
+    assert (network["stem"][1].eps, network["stem"][1].momentum) == (0.1, 0.3)
+    assert isinstance(network["act"].act, nn.SiLU)
+    assert network["stem"][1].training and not network["norm"].training
+    use_global_batch_norm(network)
+    assert type(network["norm"]) is GlobalBatchNorm2d
+
+
+def test_replaced_batch_norms_compute_the_same() -> None:
+    plain = nested_network()["stem"]
+    ours = use_global_batch_norm(copy.deepcopy(plain))
+    x = torch.randn(3, 3, 5, 6)
+    torch.testing.assert_close(ours(x), plain(x))
+    for mine, theirs in zip(ours.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_alone_any_other_layer_stays_as_it_is() -> None:
+    network = nn.Sequential(EvoNorm2dB0(4), nn.BatchNorm3d(4))
+    assert [type(layer) for layer in use_global_batch_norm(network)] == [
+        EvoNorm2dB0,
+        nn.BatchNorm3d,
+    ]
+
+
+def test_a_timm_student_keeps_its_names_and_its_answers() -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("levit_128s", num_classes=3, img_size=64).eval()
+    names, images = list(model.state_dict()), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        before = model(images)
+        after = use_global_batch_norm(model)(images)
+    assert list(model.state_dict()) == names and torch.equal(before, after)
+    assert any(type(layer) is GlobalBatchNorm1d for layer in model.modules())
+    assert not any(type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d) for layer in model.modules())
+
+
+# Two processes
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["affine", "plain", "still", "no statistics", "with activation", "of vectors", "of sequences"],
+)
+def test_the_batch_norm_of_two_halves_is_that_of_the_batch(
+    whole: Results, assert_equal: Callable[..., None], case: str
+) -> None:
+    assert whole[case]["inputs"].abs().max() > 1e-3
+    assert_equal(case, within=1e-12)
+
+
+@pytest.mark.parametrize("name", ["test_byobnet", "efficientvit_m0"])
+def test_a_timm_student_of_two_halves_is_that_of_the_batch(
+    whole: Results, assert_equal: Callable[..., None], name: str
+) -> None:
+    assert whole[name]["inputs"].abs().max() > 1e-3
+    assert_equal(name, within=1e-12)
+
+
+def test_a_layer_that_cannot_share_its_statistics_is_named(
+    halves: tuple[Results, Results],
+) -> None:
+    for results in halves:
+        assert "EvoNorm2dB0" in results["unknown"]
+        assert "train.global_statistics=false" in results["unknown"]
+
+
+def test_in_float32_two_halves_compute_the_same_bits(
+    halves: tuple[Results, Results], whole: Results
+) -> None:
+    first, second = halves[0]["float32"], halves[1]["float32"]
+    for name, expected in whole["float32"].items():
+        together = torch.cat([first[name], second[name]]) if name == "out" else first[name]
+        assert torch.equal(together, expected), name
