@@ -73,6 +73,3 @@ def width(network: nn.Module, reads: Representation, *, image_size: int, role: s
             f"else, or another {role}" + (" (a vision transformer)" if reads == "tokens" else "")
         )
     return value.shape[-1]
-
-
-TeacherOutput = Output  # until the trainer says Output
