@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from math import isqrt
-from typing import Any
 
 from torch import Tensor
 
 from deit.srd_deit import PATCH, PREFIX, SIZES
-from srd.config.fields import NOT_RECIPE, Config
-from srd.config.layers import Layer, build, read_yaml, to_mapping
+from srd.config.fields import Config
 from srd.data.inputs import preprocessing
-from srd.data.labels import class_names, is_imagenet
+from srd.data.labels import class_names
 from srd.errors import UserError
 from srd.export.description import Description
+from srd.export.of_run import about_run, recipe_of, run_config
 from srd.export.origin import Source
-from srd.training.task import split_weights
+from srd.files.weights import split
 
 STEM, POSITIONS, HEAD = "conv_embed.proj.weight", "pos_embed", "head.weight"
 
 
 def describe(source: Source) -> tuple[Description, Mapping[str, Tensor]] | None:
-    """The student, or a teacher that `--train_teacher` made, with its weights; None for others.
+    """The student with its weights; None for others.
 
     Size, classes and image size come from the tensors' shapes; the rest from the run, and where
     there is none it is as released.
@@ -31,23 +29,17 @@ def describe(source: Source) -> tuple[Description, Mapping[str, Tensor]] | None:
     Raises:
         UserError: a student whose shapes are none of ours, or a run's settings that do not fit.
     """
-    weights, _ = split_weights(source.weights)
-    teacher = source.facts.get("trained") == "teacher"
-    if STEM not in weights and not teacher:
+    weights = split(source.weights).student
+    if STEM not in weights:
         return None
-    config = _config(source)
-    if teacher and config is not None:
-        architecture = title = config.teacher.name.split(".")[0]
-        classes, image_size = source.facts["num_classes"], config.model.image_size
-    else:
-        name, classes, image_size = student_shape(weights, source)
-        architecture, title = PREFIX + name, f"DeiT-{name} with a convolutional stem"
+    config = run_config(source)
+    name, classes, image_size = student_shape(weights, source)
     names = class_names(classes, source.facts.get("class_names"))
-    images = preprocessing(config or Config())
-    about = _about(source, config, title, names)
-    return Description(
-        architecture, classes, replace(images, image_size=image_size), names, about, _recipe(config)
-    ), weights
+    images = preprocessing((config or Config()).data, image_size)
+    title = f"DeiT-{name} with a convolutional stem"
+    about = about_run(source, config, title, names)
+    architecture = PREFIX + name
+    return Description(architecture, classes, images, names, about, recipe_of(config)), weights
 
 
 def student_shape(weights: Mapping[str, Tensor], source: Source) -> tuple[str, int, int]:
@@ -68,45 +60,3 @@ def student_shape(weights: Mapping[str, Tensor], source: Source) -> tuple[str, i
     if side == 0 or side * side + 2 != tokens:
         raise UserError(f"{source.path}: {tokens} positions are not two and a square of patches")
     return size, weights[HEAD].shape[0], side * PATCH
-
-
-def _config(source: Source) -> Config | None:
-    """The configuration of the run that the weights come from, if they do."""
-    if source.settings is not None and "model" in source.settings:
-        return build(Config, [Layer(str(source.path), source.settings)])
-    if source.config_file is not None:
-        return build(Config, [Layer(str(source.config_file), read_yaml(source.config_file))])
-    return None
-
-
-def _recipe(config: Config | None) -> dict[str, Any]:
-    """The settings that make the student what it is: no folders, devices or file names."""
-    settings = to_mapping(config) if config else {}
-    for dotted in NOT_RECIPE:
-        *sections, key = dotted.split(".")
-        inner = settings
-        for section in sections:
-            inner = inner.get(section, {})
-        inner.pop(key, None)
-    return settings
-
-
-def _about(
-    source: Source, config: Config | None, title: str, names: tuple[str, ...] | None
-) -> dict[str, str]:
-    facts = source.facts
-    about = {"Model": title, "Accuracy": source.measured}
-    if config is None:
-        return about
-    if facts.get("trained") == "student":
-        taught = config.distill.method != "none"
-        about["Teacher"] = config.teacher.name if taught else "none"
-        about["Method"] = config.distill.method + (
-            f" ({config.distill.match})" if config.distill.method == "srd" else ""
-        )
-    data = {"digits": "scikit-learn's digits"}.get(config.data.dataset, "a folder of images")
-    data = "ImageNet-1k" if is_imagenet(names) else data
-    count = facts.get("train_images")
-    about["Training data"] = data + (f", {count} images" if count else "")
-    about["Training"] = f"{config.train.epochs} epochs, batch {config.train.batch_size}"
-    return about

@@ -10,51 +10,56 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from resnet.inputs import SeededItems, as_batch
-from resnet.models import Models, load_plain
+from resnet.models import Models, student_section
 from resnet.recipe import Options, Recipe
 from srd.data.batches import EvalBatches
 from srd.data.loader import Batch, BrokenFiles, make_loader
 from srd.device import Precision
 from srd.distributed import processes
 from srd.errors import UserError
-from srd.evaluation.accuracy import Accuracy, evaluate, evaluating
-from srd.evaluation.published import beside
-from srd.files.released import RELEASED, in_ckpts, released_as
+from srd.evaluation.accuracy import Accuracy, evaluating, measure
+from srd.evaluation.published import published_line
+from srd.files.released import RELEASED, in_ckpts
+from srd.files.weights import load_into
 from srd.run.folder import RunFolder
 from srd.run.log import RunLog
 
 
 def test_only(recipe: Recipe, options: Options, models: Models, precision: Precision) -> None:
     """Test the run's best student, else the file that the recipe names, else the model as built."""
-    section = recipe.config["models"]
-    section = section.get("student_model", section.get("model"))
+    name, section = models.student_name, student_section(recipe)
     folder = RunFolder(options.output, options.name or Path(options.config).stem)
-    released = [one.file for one in RELEASED if one.file.startswith(f"{models.student_name}/")]
+    released = [entry.file for entry in RELEASED if entry.file.startswith(f"{name}/")]
     places = [
         folder.student,
         *(Path(section[k]).expanduser() for k in ("dst_ckpt", "src_ckpt") if section.get(k)),
         *(Path("ckpts") / file for file in released),
     ]
-    found = next((place for place in places if place.is_file()), None) or in_ckpts(*released)
+    file = next((place for place in places if place.is_file()), None) or in_ckpts(*released)
     log = RunLog(None, processes.is_main())
-    if found is not None:
-        extras = load_plain(models.student, found, f"the student {models.student_name}")
-        if extras:
-            log.info(f"{found}: {len(extras)} tensors beside it, not needed: {', '.join(extras)}")
+    if file is not None:
+        if extras := load_into(models.student, file, f"the student {name}"):
+            log.info(f"{file}: {len(extras)} tensors beside it, not needed: {', '.join(extras)}")
     elif not (section.get("kwargs") or {}).get("weights"):
         raise UserError(f"nothing to test: no {' nor '.join(str(place) for place in places)}")
-    log.info(f"student {models.student_name} from {found or 'its own weights'}")
+    log.info(f"student {name} from {file or 'its own weights'}")
     accuracy = test(recipe, options, models, precision, log)
-    _tell_published(f"{models.student_name}_paper", models.student, accuracy, log, found)
+    log_published(f"{name}_paper", models.student, accuracy, log, file)
 
 
-def _tell_published(
-    name: str, model: nn.Module, found: Accuracy, log: RunLog, file: Path | None = None
+def log_published(
+    name: str, model: nn.Module, accuracy: Accuracy, log: RunLog, file: Path | None = None
 ) -> None:
     """The published value beside ours, for a plain ResNet of ImageNet's classes."""
-    one = released_as(name, file)
-    if one is not None and getattr(getattr(model, "fc", None), "out_features", 0) == 1000:
-        log.info(beside(found, one, "the transforms of the configuration"))
+    line = published_line(
+        name,
+        accuracy,
+        num_classes=getattr(getattr(model, "fc", None), "out_features", 0),
+        settings="the transforms of the configuration",
+        file=file,
+    )
+    if line is not None:
+        log.info(line)
 
 
 def test(
@@ -72,10 +77,10 @@ def test(
     )
     batches = eval_loader(loader, precision, options.seed)
     if models.teacher is not None and not options.student_only:
-        found = measure(models.teacher, batches, precision, log, "testing the teacher")
-        log.info(f"teacher {models.teacher_name}  {found}")
-        _tell_published(str(models.teacher_name), models.teacher, found, log)
-    accuracy = measure(models.student, batches, precision, log, "testing the student")
+        accuracy = measure_model(models.teacher, batches, precision, log, "testing the teacher")
+        log.info(f"teacher {models.teacher_name}  {accuracy}")
+        log_published(str(models.teacher_name), models.teacher, accuracy, log)
+    accuracy = measure_model(models.student, batches, precision, log, "testing the student")
     log.info(f"student {models.student_name}  {accuracy}")
     return accuracy
 
@@ -90,7 +95,7 @@ def eval_loader(theirs: Any, precision: Precision, seed: int) -> DataLoader[Batc
     return make_loader(SeededItems(items, seed), batches, theirs.num_workers, pin, as_batch)
 
 
-def measure(
+def measure_model(
     model: nn.Module,
     batches: DataLoader[Batch],
     precision: Precision,
@@ -98,14 +103,15 @@ def measure(
     label: str,
     stop: Callable[[], bool] = lambda: False,
 ) -> Accuracy:
-    """Accuracy of a plain classifier, with a progress bar."""
-    total = len(batches.dataset)  # type: ignore[arg-type]
-    with evaluating(model), log.bar(label, total, unit="image") as bar:
-        return evaluate(
+    """Accuracy of a plain classifier on all images of a loader."""
+    with evaluating(model):
+        return measure(
             model,
             batches,
-            precision,
-            BrokenFiles(skip=False),
-            lambda images: bar.advance(images * processes.world_size()),
-            stop,
+            images=len(batches.dataset),  # type: ignore[arg-type]
+            precision=precision,
+            log=log,
+            broken=BrokenFiles(skip=False),
+            label=label,
+            stop=stop,
         )

@@ -14,7 +14,7 @@ from torchvision import models as torchvision_models
 
 from resnet.recipe import Recipe
 from srd.errors import UserError, nearest
-from srd.files.checkpoint import explain_mismatch, load_parts
+from srd.files.weights import load_into
 
 
 class Models(NamedTuple):
@@ -26,12 +26,18 @@ class Models(NamedTuple):
     teacher_name: str | None
 
 
+def student_section(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's entry for the student, or for the one model of plain training."""
+    models = recipe.config["models"]
+    section: dict[str, Any] = models.get("student_model", models.get("model"))
+    return section
+
+
 def load_models(recipe: Recipe, device: torch.device) -> Models:
     """Build teacher and student, and load the weights that the recipe names, as data."""
     import_dependencies(recipe.config.get("dependencies"))
-    section = recipe.config["models"]
-    student = section.get("student_model", section.get("model"))
-    teacher = section.get("teacher_model")
+    student = student_section(recipe)
+    teacher = recipe.config["models"].get("teacher_model")
     if student is None:
         raise UserError("models: needs a student_model (or a model, for plain training)")
     return Models(
@@ -54,17 +60,9 @@ def _load_model(section: dict[str, Any], role: str) -> nn.Module:
     model = get_image_classification_model(section) or get_model(key, None, **section["kwargs"])
     file = section.get("src_ckpt")
     if file and Path(file).expanduser().is_file():
-        load_plain(model, Path(file).expanduser(), f"the {role} {key}")
+        load_into(model, Path(file).expanduser(), f"the {role} {key}")
     elif file and role == "teacher":
         raise UserError(
             f"no weights for the teacher {key} at {file} (models.teacher_model.src_ckpt)"
         )
     return model
-
-
-def load_plain(model: nn.Module, file: Path, what: str) -> list[str]:
-    """Load a file's weights into `model`, strictly; names what a wrapper keeps beside them."""
-    weights, extras = load_parts(file)
-    explain_mismatch(model.state_dict(), weights, file, what)
-    model.load_state_dict(weights)
-    return list(extras)

@@ -1,27 +1,29 @@
-"""Runs a recipe: torchdistill's box inside the loop that both halves share."""
+"""Runs a recipe: torchdistill's box as a task of the session that both halves share."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from resnet import box as boxes
-from resnet.evaluation import test, test_only
-from resnet.inputs import train_input
-from resnet.models import Models, load_models
+from resnet.evaluation import eval_loader, measure_model, test, test_only
+from resnet.inputs import TrainInput, train_input
+from resnet.models import Models, load_models, student_section
 from resnet.recipe import NOT_RECIPE, Options, Recipe, read_recipe
-from resnet.trainer import BoxLoop
+from resnet.trainer import BoxSchedule, BoxTask, to_device
+from srd.config.fields import Plan, Saving
 from srd.data.views import INIT, seeded
-from srd.device import Precision, choose_device, device_name, set_determinism
+from srd.device import Precision, choose_device, set_determinism
 from srd.distributed import batch_norm, processes
 from srd.evaluation.accuracy import Accuracy
-from srd.files.checkpoint import load_weights, save_state
+from srd.files.checkpoint import save_state
+from srd.files.weights import load_into
 from srd.run.folder import RunFolder
-from srd.run.log import RunLog, clock
-from srd.run.provenance import provenance
-from srd.run.resume import open_run
+from srd.training.loop import Loop, TrainData
+from srd.training.session import Identity, Session, open_session
 
 
 def run(options: Options) -> None:
@@ -32,7 +34,7 @@ def run(options: Options) -> None:
             not finite, or a file cannot be written.
     """
     device = choose_device(options.device)
-    with processes.processes(device):
+    with processes.joined(device):
         recipe = read_recipe(options.config, options.data_path, options.trust_config)
         processes.check_same([recipe.settings, options.seed])
         precision = Precision.choose(recipe.run.amp, device)
@@ -42,12 +44,10 @@ def run(options: Options) -> None:
             prepare(models, recipe, precision)
             if options.test_only:
                 test_only(recipe, options, models, precision)
-            else:
-                box = boxes.make_box(
-                    recipe, models, device, processes.world_size() if options.adjust_lr else 1
-                )
-        if not options.test_only:
-            _train(recipe, options, models, box, precision)
+                return
+            factor = processes.world_size() if options.adjust_lr else 1
+            box = boxes.make_box(recipe, models, device, factor)
+        train(recipe, options, models, box, precision)
 
 
 def prepare(models: Models, recipe: Recipe, precision: Precision) -> None:
@@ -61,80 +61,108 @@ def prepare(models: Models, recipe: Recipe, precision: Precision) -> None:
                 model.to(memory_format=torch.channels_last)
 
 
-def _train(
-    recipe: Recipe, options: Options, models: Models, box: Any, precision: Precision
-) -> None:
+def train(recipe: Recipe, options: Options, models: Models, box: Any, precision: Precision) -> None:
+    """Train the box's student, test the best one, and leave a run's folder."""
     boxes.trained_network(box).to(precision.dtype)
     if not recipe.run.global_statistics:
         boxes.use_local_statistics(box)
     inputs = train_input(box, recipe, options.seed, precision.device.type == "cuda")
-    identity = {
-        "model": models.student_name,
-        "teacher": models.teacher_name,
-        "train_images": inputs.images,
-        "seed": options.seed,
-        "lr_factor": box.lr_factor,
-        "class_names": inputs.class_names,
-    }
-    folder = RunFolder(options.output, options.name or Path(options.config).stem)
-    opened = open_run(
-        folder, options.resume, recipe.settings, {"identity": identity}, NOT_RECIPE, recipe.text
+    identity = Identity(
+        model=models.student_name,
+        teacher=models.teacher_name,
+        train_images=inputs.images,
+        class_names=inputs.class_names,
+        seed=options.seed,
+        lr_factor=box.lr_factor,
     )
-    if opened.state is not None and (done := folder.read_result()) is not None:
-        folder.release()
-        if processes.is_main():
-            print(f"already finished: acc1 {done['acc1']:.2f}; see {folder.path}")
-        return
-    copy_to = Path(options.run_log).expanduser() if options.run_log else None
-    log = RunLog(folder.path, processes.is_main(), opened.updates, copy_to)
-    try:
-        log.tell(opened.notes)
-        if options.log_config:
-            log.info(recipe.text)
-        teacher = f"{models.teacher_name} teaches " if models.teacher else ""
-        log.info(
-            f"{teacher}{models.student_name}; {inputs.images} training images; {precision.device}, "
-            f"{precision}, {processes.world_size()} process(es)"
-        )
-        loop = BoxLoop(recipe, options, models, box, folder, log, precision, inputs, identity)
-        if opened.state is not None:
-            loop.load_state(opened.state)
+    plan = Plan(epochs=box.num_epochs, batch_size=inputs.batches.batch_size, **saving(recipe))
+    with open_session(
+        RunFolder(options.output, options.name or Path(options.config).stem),
+        identity,
+        settings=recipe.settings,
+        not_recipe=NOT_RECIPE,
+        resume=options.resume,
+        config_text=recipe.text,
+        copy_to=Path(options.run_log).expanduser() if options.run_log else None,
+    ) as session:
+        if session is None:
+            return
+        announce(session, recipe, options, models, inputs, precision)
+        loop = make_loop(session, plan, recipe, options, models, box, inputs, precision)
+        session.start(loop)
         loop.fit()
         processes.barrier()  # the main process may still be writing the best student
-        models.student.load_state_dict(load_weights(folder.student))
-        accuracy = test(recipe, options, models, precision, log)
-        if processes.is_main():
-            _finish(loop, accuracy)
-    finally:
-        log.close()
-        folder.release()
+        load_into(models.student, session.folder.student, f"the student {models.student_name}")
+        accuracy = test(recipe, options, models, precision, session.log)
+        if (copy := student_section(recipe).get("dst_ckpt")) and processes.is_main():
+            save_state(Path(copy).expanduser(), {"model": models.student.state_dict()})
+        about = {"tested": "the best student"}
+        session.finish(loop, accuracy, plan=plan, precision=precision, about=about)
 
 
-def _finish(loop: BoxLoop, accuracy: Accuracy) -> None:
-    """The student where the recipe wants it, `result.json`, and the closing line."""
-    position, folder, models = loop.position, loop.folder, loop.models
-    section = loop.recipe.config["models"]
-    section = section.get("student_model", section.get("model"))
-    if wanted := section.get("dst_ckpt"):
-        save_state(Path(wanted).expanduser(), {"model": models.student.state_dict()})
-    folder.write_result(
-        {
-            **loop.identity,
-            "tested": "the best student",
-            **accuracy.row(),
-            "best_acc1": position.best_acc1,
-            "best_epoch": position.best_epoch,
-            "epochs": loop.plan.epochs,
-            "updates": position.updates,
-            "images_trained": position.updates * loop.plan.batch_size,
-            "seconds": round(position.seconds, 1),
-            "device": device_name(loop.device),
-            "precision": str(loop.precision),
-            "processes": processes.world_size(),
-            **provenance(),
-        }
+def saving(recipe: Recipe) -> dict[str, Any]:
+    """What the recipe's `run` says of evaluations, checkpoints and logs."""
+    return {field.name: getattr(recipe.run, field.name) for field in dataclasses.fields(Saving)}
+
+
+def announce(
+    session: Session,
+    recipe: Recipe,
+    options: Options,
+    models: Models,
+    inputs: TrainInput,
+    precision: Precision,
+) -> None:
+    """What is about to run."""
+    if options.log_config:
+        session.log.info(recipe.text)
+    teacher = f"{models.teacher_name} teaches " if models.teacher else ""
+    session.log.info(
+        f"{teacher}{models.student_name}; {inputs.images} training images; {precision.device}, "
+        f"{precision}, {processes.world_size()} process(es)"
     )
-    loop.log.info(
-        f"done in {clock(position.seconds)}: the best student (epoch {position.best_epoch + 1}) has "
-        f"acc1 {accuracy.acc1:.2f} on the test images; everything is in {folder.path}"
+
+
+def make_loop(
+    session: Session,
+    plan: Plan,
+    recipe: Recipe,
+    options: Options,
+    models: Models,
+    box: Any,
+    inputs: TrainInput,
+    precision: Precision,
+) -> Loop:
+    """The loop with everything that it needs."""
+    task = BoxTask(box, models, precision)
+    val = eval_loader(box.val_data_loader, precision, options.seed)
+
+    def evaluate(stop: Any) -> Accuracy:
+        return measure_model(models.student, val, precision, session.log, "evaluating", stop)
+
+    def end_epoch(accuracy: Accuracy | None) -> None:
+        box.post_epoch_process(metrics=accuracy.acc1 if accuracy else None)
+
+    return Loop(
+        task=task,
+        optimizer=box.optimizer,
+        schedule=BoxSchedule(box) if box.lr_scheduler is not None else None,
+        plan=plan,
+        seed=options.seed,
+        clip_norm=box.max_grad_norm,
+        data=TrainData(
+            loader=inputs.loader,
+            batches=inputs.batches,
+            prepare=lambda items, _: to_device(
+                items, precision, channels_last=recipe.run.channels_last
+            ),
+        ),
+        evaluate=evaluate,
+        precision=precision,
+        folder=session.folder,
+        log=session.log,
+        settings=session.saved_with,
+        start_epoch=lambda epoch: boxes.start_epoch(box, models, epoch),
+        end_epoch=end_epoch,
+        backward=task.backward,
     )

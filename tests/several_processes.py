@@ -110,6 +110,6 @@ def act(folder: Path, action: str) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     SIZES["tiny"] = (24, 3)
-    with processes.processes(torch.device("cpu")):
+    with processes.joined(torch.device("cpu")):
         for asked in sys.argv[2:]:
             act(Path(sys.argv[1]), asked)

@@ -40,7 +40,8 @@ def refilled(model: nn.Module) -> Any:
     with torch.no_grad():
         for name, p in model.named_parameters():
             if p.ndim > 1:
-                draws = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+                bare = name.replace("student.model.", "student.")
+                draws = torch.Generator().manual_seed(zlib.crc32(bare.encode()))
                 p.copy_(torch.randn(p.shape, generator=draws) / p[0].numel() ** 0.5)
     return model
 
@@ -69,8 +70,12 @@ def curve(case: str, folder: Path) -> list[dict[str, float]]:
         "--set=augment.crop_ratio=[1, 1]",
         "--set=augment.interpolation=nearest",
     ]
-    task = training.StudentTask
-    with mock.patch.object(training, "StudentTask", lambda *args: refilled(task(*args))):
+    task = training.DistillationTask
+
+    def make(*arguments: Any, **named: Any) -> Any:
+        return refilled(task(*arguments, **named))
+
+    with mock.patch.object(training, "DistillationTask", make):
         run([*arguments, *CASES[case]])
     rows = read_metrics(folder / case / "metrics.jsonl", "step")
     return [{name: row[name] for name in TERMS if name in row} for row in rows]

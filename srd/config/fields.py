@@ -7,18 +7,21 @@ wins. `docs/fidelity.md` says where each default comes from.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import field
 from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from srd.config.layers import Amp, dotted_keys
+from srd.config.layers import Amp, Layer, build, dotted_keys, moved
 from srd.errors import UserError
+from srd.method.losses import LOSSES, LossSettings
+from srd.method.simple_recipe import SimpleRecipeSettings
 from srd.strict import STRICT, Below1, Count, Fraction, Index, NonNegative, Positive
 
 Channels = tuple[float, float, float]
-ImageSize = Annotated[int, Field(ge=16, multiple_of=16)]
+ImageSize = Annotated[int, Field(ge=8)]  # what else a model asks for, it says itself
 
 IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
 IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
@@ -28,7 +31,7 @@ IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 class Model:
     """The student (or, with --train_teacher, the image size of the teacher)."""
 
-    name: Literal["tiny", "small", "base"] = "tiny"
+    name: str = "tiny"  # tiny, small, base, or any timm model
     image_size: ImageSize = 224
     drop_path: Fraction = 0.0
 
@@ -69,18 +72,27 @@ class Augment:
 
 @dataclass(config=STRICT)
 class Optim:
-    """AdamW; the learning rates are for `lr_batch` images and scale with the batch size."""
+    """Optimizer and schedule; the learning rates are for `lr_batch` images and scale with the batch.
 
+    What an optimizer or a schedule does not read is refused; None leaves it to the optimizer.
+    """
+
+    name: str = "adamw"  # timm's names: adamw, sgd (Nesterov), momentum (SGD without), lamb, ...
     lr: Positive = 5e-4
     lr_batch: Count = 512
     weight_decay: NonNegative = 0.05
-    betas: tuple[Below1, Below1] = (0.9, 0.999)
-    eps: Positive = 1e-8
+    betas: tuple[Below1, Below1] | None = None  # adamw: (0.9, 0.999), the paper's
+    eps: Positive | None = None  # adamw: 1e-8, the paper's
+    momentum: Below1 | None = None  # sgd, momentum: 0.9
+    decay_all: bool = False  # decay biases and 1-d parameters too, as torchdistill's recipes do
     clip_norm: Positive | None = 15.0
+    schedule: Literal["cosine", "step"] = "cosine"
+    decay_epochs: tuple[Count, ...] | None = None  # step: after these, the rate is multiplied ...
+    decay_rate: Fraction | None = None  # ... by this
     warmup_epochs: NonNegative = 20
     warmup_lr: NonNegative = 5e-7
-    min_lr: NonNegative = 5e-6
-    warmup_prefix: bool = False  # start the cosine after the warm-up instead of under it
+    warmup_prefix: bool = False  # start the schedule after the warm-up instead of under it
+    min_lr: NonNegative = 5e-6  # where the cosine ends
 
 
 @dataclass(config=STRICT)
@@ -97,13 +109,12 @@ class Teacher:
 
 @dataclass(config=STRICT)
 class Distill:
-    """`srd`: the paper; `kd`: Hinton's, on logits; `none`: the student alone."""
+    """ce_weight * CE + kl_weight * KL to the teacher's logits + repr_weight * the named loss.
 
-    method: Literal["srd", "kd", "none"] = "srd"
-    match: Literal["correlation", "elementwise"] = "correlation"
-    alpha: Annotated[float, Field(ge=1)] = 4.0
-    bn_eps: NonNegative | None = None  # None: the released value for `match`
-    log_eps: NonNegative | None = None
+    What a loss does not have (`none` no KL, `kd` no representation) cannot be weighed.
+    """
+
+    loss: LossSettings = field(default_factory=SimpleRecipeSettings)  # by name: srd, kd, none, vkd
     temperature: Positive = 1.0
     ce_weight: NonNegative = 1.0
     kl_weight: NonNegative = 1.0
@@ -111,20 +122,30 @@ class Distill:
 
 
 @dataclass(config=STRICT)
-class Train:
-    batch_size: Count = 256  # the effective one, over all processes
-    micro_batch: Count | None = None  # images a process holds at once; None: all of its share
-    global_statistics: bool = (
-        True  # of the whole batch; off: each process's share (docs/distributed.md)
-    )
-    epochs: Count = 300
-    evaluate_every: Index = 1  # epochs; 0: only after the last
+class Saving:
+    """What a run measures and leaves on the way; epochs and steps between, 0 for never."""
+
+    evaluate_every: Index = 1  # epochs; the last is always measured
     save_every: Count = 1  # epochs between checkpoints; the last epoch always leaves one
-    save_every_steps: Index = 0  # also every n steps; 0: not
+    save_every_steps: Index = 0
     keep_last: Count = 2  # checkpoints: last.pth, and last.1.pth, ... before it
-    keep_every: Index = 0  # also keep epoch_NNNN.pth every n epochs; 0: none
+    keep_every: Index = 0  # also keep epoch_NNNN.pth every n epochs
     keep_best: bool = True  # also keep best.pth
     log_every: Count = 10  # steps between lines in metrics.jsonl
+
+
+@dataclass(config=STRICT)
+class Plan(Saving):
+    """How long a run is besides."""
+
+    batch_size: Count = 256  # the effective one, over all processes
+    epochs: Count = 300
+
+
+@dataclass(config=STRICT)
+class Train(Plan):
+    micro_batch: Count | None = None  # images a process holds at once; None: all of its share
+    global_statistics: bool = True  # of the whole batch; off: of shares (docs/distributed.md)
 
 
 @dataclass(config=STRICT)
@@ -171,8 +192,61 @@ NOT_RECIPE = (
 assert all(any(key.startswith(skip) for key in dotted_keys(Config)) for skip in NOT_RECIPE)
 
 
+# Where fields of earlier versions have gone.
+MOVED = {
+    "distill.method": "distill.loss.name",
+    "distill.match": "distill.loss.match",
+    "distill.alpha": "distill.loss.alpha",
+    "distill.bn_eps": "distill.loss.bn_eps",
+    "distill.log_eps": "distill.loss.log_eps",
+}
+
+
+def read_config(layers: Iterable[Layer]) -> Config:
+    """The configuration that `layers` make, those of earlier versions included.
+
+    Raises:
+        UserError: as `srd.config.layers.build`.
+    """
+    layers = [Layer(layer.source, moved(layer.values, MOVED)) for layer in layers]
+    return build(Config, _with_last_loss(layers))
+
+
+def _with_last_loss(layers: list[Layer]) -> list[Layer]:
+    """`layers`, those before the last that names a loss without settings of another loss."""
+    kept: list[Layer] = []
+    name: str | None = None
+    for source, values in reversed(layers):
+        distill = values.get("distill")
+        loss = distill.get("loss") if isinstance(distill, Mapping) else None
+        if isinstance(loss, str):
+            loss = {"name": loss}
+        if isinstance(loss, Mapping):
+            own = loss.get("name", "srd" if name is None else name)
+            if name is not None and own != name:
+                loss = {}
+            elif "name" in loss:
+                name = loss["name"]
+            values = {**values, "distill": {**distill, "loss": loss}}
+        kept.append(Layer(source, values))
+    default = Layer("", {"distill": {"loss": {"name": "srd" if name is None else name}}})
+    return [default, *reversed(kept)]
+
+
+def default_name(config: Config, trained: Literal["student", "teacher"]) -> str:
+    """Of a run's folder: what is trained and how, and on the digits says so."""
+    student = f"{full_name(config.model.name)}_{config.distill.loss.name}"
+    data = "digits_" if config.data.dataset == "digits" else ""
+    return data + (f"teacher_{config.teacher.name}" if trained == "teacher" else student)
+
+
+def full_name(model: str) -> str:
+    """What to call a student: the paper's sizes are DeiTs, other names are timm's."""
+    return f"deit_{model}" if model in ("tiny", "small", "base") else model
+
+
 def check(config: Config) -> None:
-    """Raise a UserError for values that do not go together."""
+    """Raise a UserError for values that do not go together, or have no effect."""
     mixing = config.augment.mixup > 0 or config.augment.cutmix > 0
     if mixing and config.train.batch_size % 2:
         raise UserError(
@@ -185,3 +259,34 @@ def check(config: Config) -> None:
         low, high = getattr(config.augment, key)
         if low > high:
             raise UserError(f"augment.{key} ({low}, {high}): the first must not exceed the second")
+    check_schedule(config.optim)
+    check_weights(config.distill)
+
+
+def check_schedule(optim: Optim) -> None:
+    """Raise a UserError for settings that the schedule does not read, or lacks."""
+    steps = (optim.decay_epochs, optim.decay_rate)
+    if optim.schedule == "step" and None in steps:
+        raise UserError(
+            "optim.schedule step needs optim.decay_epochs and optim.decay_rate, such as "
+            "[30, 60, 90] and 0.1"
+        )
+    if optim.schedule == "cosine" and steps != (None, None):
+        raise UserError(
+            "optim.decay_epochs and optim.decay_rate have no effect on a cosine: set "
+            "optim.schedule=step, or leave them out"
+        )
+    if optim.schedule == "step" and optim.min_lr != Optim.min_lr:
+        raise UserError("optim.min_lr has no effect with optim.schedule=step: leave it out")
+
+
+def check_weights(distill: Distill) -> None:
+    """Raise a UserError for weights of terms that the chosen loss does not have."""
+    loss = LOSSES[distill.loss.name]
+    idle = [] if loss.logits else ["kl_weight", "temperature"]
+    idle += [] if loss.reads else ["repr_weight"]
+    for name in idle:
+        if getattr(distill, name) != getattr(Distill, name):
+            raise UserError(
+                f"distill.{name} has no effect with the loss {distill.loss.name!r}: leave it out"
+            )

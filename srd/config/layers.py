@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args
 
 import yaml
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
@@ -88,7 +88,7 @@ def build(cls: type[T], layers: Iterable[Layer]) -> T:
     try:
         config = TypeAdapter(cls).validate_python(merged)
     except ValidationError as error:
-        raise UserError(_explain(error, cls, layers)) from None
+        raise UserError(_explain(error, cls, layers, merged)) from None
     built = flatten(to_mapping(config))
     for key, value in flatten(merged).items():  # pydantic takes True for 1
         if isinstance(value, bool) and not isinstance(built[key], bool | str):
@@ -106,19 +106,58 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _explain(error: ValidationError, cls: type, layers: list[Layer]) -> str:
-    known = list(dotted_keys(cls))
+def moved(values: Mapping[str, Any], places: Mapping[str, str]) -> dict[str, Any]:
+    """`values` with the entries that `places` names (dotted, old to new) at their new places."""
+    result = dict(values)
+    for old, new in places.items():
+        section, key = old.split(".")
+        inner = result.get(section)
+        if isinstance(inner, Mapping) and key in inner:
+            rest = {name: value for name, value in inner.items() if name != key}
+            result[section] = merge(rest, nested(new, inner[key])[section])
+    return result
+
+
+def _explain(error: ValidationError, cls: type, layers: list[Layer], merged: Any) -> str:
+    known = list(dotted_keys(cls, merged))
     lines = []
     for problem in error.errors()[:3]:
-        loc = [part for part in problem["loc"] if isinstance(part, str)]
-        key = ".".join(loc)
-        where = _source(loc, layers)
-        if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            lines.append(f"unknown key {key!r}{where}{_suggest(key, known)}")
-        else:
-            message = problem["msg"].removeprefix("Input ").lower()
-            lines.append(f"{key}{where} {message}, not {problem['input']!r}")
+        loc, kind = _place(problem["loc"], merged)
+        key, where, given = ".".join(loc), _source(loc, layers), problem["input"]
+        context = problem.get("ctx", {})
+        match problem["type"]:
+            case "unexpected_keyword_argument" | "extra_forbidden":
+                hint = _suggest(key, known, of_its_section=kind is not None)
+                lines.append(f"unknown key {key!r}{where}{f' for {kind!r}' if kind else ''}{hint}")
+            case "union_tag_invalid":
+                names = [name.strip("'") for name in context["expected_tags"].split(", ")]
+                hint = f"{nearest(context['tag'], names)}: one of {', '.join(names)}"
+                lines.append(f"unknown {key} {context['tag']!r}{where}{hint}")
+            case "union_tag_not_found":
+                lines.append(
+                    f"{key}{where} should have a {context['discriminator']}, not {given!r}"
+                )
+            case _:
+                message = problem["msg"].removeprefix("Input ").lower()
+                lines.append(f"{key}{where} {message}, not {given!r}")
     return "; ".join(lines)
+
+
+def _place(parts: Iterable[Any], values: Any) -> tuple[list[str], str | None]:
+    """The keys on the way to a problem, and the name of the kind of a section that has several.
+
+    pydantic's own way also has list indices, and that name as if it were a key.
+    """
+    keys: list[str] = []
+    kind = None
+    names = [part for part in parts if isinstance(part, str)]
+    for i, name in enumerate(names):
+        if isinstance(values, Mapping) and (name in values or i == len(names) - 1):
+            keys.append(name)
+            values = values.get(name)
+        else:
+            kind = name
+    return keys, kind
 
 
 def _source(loc: list[str], layers: list[Layer]) -> str:
@@ -127,14 +166,17 @@ def _source(loc: list[str], layers: list[Layer]) -> str:
     return f" in {source}" if source else ""
 
 
-def _suggest(key: str, known: list[str]) -> str:
+def _suggest(key: str, known: list[str], *, of_its_section: bool) -> str:
     """The nearest known key or section: by its whole dotted name, else by its last part."""
-    sections = {name.split(".")[0] for name in known if "." in name}
-    if "." not in key:
+    section, _, last = key.rpartition(".")
+    if of_its_section:
+        own = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == section]
+        return nearest(last, own).replace("'", f"'{section}.", 1)
+    if not section:
         by_last_part = {name.rsplit(".", 1)[-1]: name for name in known}
         if key in by_last_part:
             return f" (did you mean {by_last_part[key]!r}?)"
-    return nearest(key, [*known, *sections])
+    return nearest(key, [*known, *{name.split(".")[0] for name in known if "." in name}])
 
 
 def _holds(values: Any, loc: list[str]) -> bool:
@@ -145,15 +187,28 @@ def _holds(values: Any, loc: list[str]) -> bool:
     return True
 
 
-def dotted_keys(cls: Any, prefix: str = "") -> Iterator[str]:
-    """Every leaf field of a nested configuration class, as `section.key`."""
-    hints = {field.name: field for field in dataclasses.fields(cls)}
-    for name, field in hints.items():
-        factory = field.default_factory
-        if isinstance(factory, type) and dataclasses.is_dataclass(factory):
-            yield from dotted_keys(factory, f"{prefix}{name}.")
+def dotted_keys(cls: Any, values: Any = None, prefix: str = "") -> Iterator[str]:
+    """Every leaf field of a nested configuration class, as `section.key`.
+
+    Args:
+        values: a configuration's, which name the kinds of sections that come in several kinds.
+    """
+    for field in dataclasses.fields(cls):
+        own = values.get(field.name) if isinstance(values, Mapping) else None
+        if (section := _section(cls, field, own)) is not None:
+            yield from dotted_keys(section, own, f"{prefix}{field.name}.")
         else:
-            yield prefix + name
+            yield prefix + field.name
+
+
+def _section(cls: Any, field: dataclasses.Field[Any], values: Any) -> Any:
+    """The class of a section, of the kind that `values` name; None for a leaf."""
+    name = values.get("name") if isinstance(values, Mapping) else values
+    for kind in get_args(cls.__pydantic_fields__[field.name].annotation):
+        if dataclasses.is_dataclass(kind) and name == getattr(kind, "name", None):
+            return kind
+    factory = field.default_factory
+    return factory if isinstance(factory, type) and dataclasses.is_dataclass(factory) else None
 
 
 def to_mapping(config: Any) -> dict[str, Any]:

@@ -8,19 +8,18 @@ from PIL import Image, ImageOps
 from timm.data import Mixup, create_transform
 from torch import Tensor
 
-from srd.config.fields import Config
+from srd.config.fields import Augment, Data
 from srd.data.views import MIX, seeded
 from srd.errors import UserError
 
 
-def train_transform(config: Config) -> Any:
+def train_transform(augment: Augment, data: Data, image_size: int) -> Any:
     """timm's training transform: PIL image to a normalised (3, H, W) tensor."""
-    augment, data = config.augment, config.data
     if augment.rand_augment:
         _check_pillow()
     try:
         return create_transform(
-            config.model.image_size,
+            image_size,
             is_training=True,
             scale=augment.crop_scale,
             ratio=augment.crop_ratio,
@@ -57,8 +56,8 @@ class Mix:
     Without either, class indices pass through and the loss smooths them.
     """
 
-    def __init__(self, config: Config, num_classes: int) -> None:
-        augment, self.seed = config.augment, config.seed
+    def __init__(self, augment: Augment, *, num_classes: int, seed: int) -> None:
+        self.seed = seed
         self.mixup: Mixup | None = None
         if augment.mixup > 0 or augment.cutmix > 0:
             self.mixup = Mixup(

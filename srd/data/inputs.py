@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from torch import Tensor
 from torch.utils.data import DataLoader
 
-from srd.config.fields import Config
+from srd.config.fields import Augment, Data
 from srd.data.augment import train_transform
 from srd.data.batches import EvalBatches, TrainBatches
 from srd.data.loader import Batch, BrokenFiles, make_loader
 from srd.data.preprocess import Preprocessing
 from srd.data.sources import ImageSource, check_same_classes, open_images
 from srd.data.views import SeededViews
-from srd.device import Precision
 from srd.distributed import processes
-from srd.evaluation.accuracy import Accuracy, evaluate
-from srd.run.log import RunLog
 
 
 class Inputs(NamedTuple):
@@ -32,39 +27,47 @@ class Inputs(NamedTuple):
     train_batches: TrainBatches | None
     train_images: int
     broken: BrokenFiles
+    notes: list[str]
 
 
-def preprocessing(config: Config) -> Preprocessing:
+def preprocessing(data: Data, image_size: int) -> Preprocessing:
     """What an image goes through in an evaluation."""
-    data = config.data
-    return Preprocessing(
-        config.model.image_size, data.mean, data.std, data.eval_crop, data.eval_interpolation
-    )
+    return Preprocessing(image_size, data.mean, data.std, data.eval_crop, data.eval_interpolation)
 
 
-def eval_transform(config: Config) -> Any:
+def eval_transform(data: Data, image_size: int) -> Any:
     """Resize to image_size / eval_crop, centre crop, normalise: PIL image to (3, H, W)."""
-    return preprocessing(config).transform()
+    return preprocessing(data, image_size).transform()
 
 
-def open_inputs(config: Config, training: bool, pin_memory: bool) -> Inputs:
+def open_inputs(
+    data: Data,
+    augment: Augment,
+    *,
+    image_size: int,
+    batch_size: int,
+    seed: int,
+    training: bool,
+    pin_memory: bool,
+) -> Inputs:
     """Open the data set, check it, and make its loaders for this process.
 
     Raises:
         UserError: no data, empty or different classes, too few images for a batch.
     """
-    data, train = config.data, config.train
     here = (processes.rank(), processes.world_size())
     loader = train_batches = train_source = None
     if training:
         train_source = open_images(data.dataset, data.path, "train", data.images_per_class)
-        train_batches = TrainBatches(len(train_source), train.batch_size, config.seed, *here)
-        views = SeededViews(train_source, train_transform(config), config.seed, substitute=True)
+        train_batches = TrainBatches(len(train_source), batch_size, seed, *here)
+        views = SeededViews(
+            train_source, train_transform(augment, data, image_size), seed, substitute=True
+        )
         loader = make_loader(views, train_batches, data.workers, pin_memory)
     val_source: ImageSource = open_images(data.dataset, data.path, "val")
     if train_source is not None:
         check_same_classes(train_source, val_source)
-    val_views = SeededViews(val_source, eval_transform(config), config.seed, substitute=False)
+    val_views = SeededViews(val_source, eval_transform(data, image_size), seed, substitute=False)
     val_batches = EvalBatches(len(val_source), data.eval_batch_size, *here)
     return Inputs(
         num_classes=len(val_source.classes),
@@ -75,28 +78,5 @@ def open_inputs(config: Config, training: bool, pin_memory: bool) -> Inputs:
         train_batches=train_batches,
         train_images=len(train_source) if train_source is not None else 0,
         broken=BrokenFiles(data.skip_broken),
+        notes=[],
     )
-
-
-def measure(
-    predict: Callable[[Tensor], Tensor],
-    inputs: Inputs,
-    precision: Precision,
-    log: RunLog,
-    label: str = "evaluating",
-    stop: Callable[[], bool] = lambda: False,
-) -> Accuracy:
-    """Accuracy of `predict` (images to logits) on the validation images, with a progress bar."""
-    skipped = len(inputs.broken.names)
-    with log.bar(label, inputs.val_images, unit="image") as bar:
-        accuracy = evaluate(
-            predict,
-            inputs.val,
-            precision,
-            inputs.broken,
-            lambda images: bar.advance(images * processes.world_size()),
-            stop,
-        )
-    if (now := len(inputs.broken.names)) > skipped:
-        log.info(f"skipped {now - skipped} files that could not be read")
-    return accuracy

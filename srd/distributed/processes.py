@@ -49,7 +49,7 @@ def is_main() -> bool:
 
 
 @contextmanager
-def processes(device: torch.device) -> Iterator[None]:
+def joined(device: torch.device) -> Iterator[None]:
     """Join the other processes that torchrun (or anything that sets its variables) started.
 
     Alone, or inside itself, there is nothing to join. GPUs talk over nccl, CPUs over gloo.

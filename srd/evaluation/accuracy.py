@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from srd.data.loader import Batch, BrokenFiles
 from srd.device import Precision
-from srd.distributed import reduce
+from srd.distributed import processes, reduce
 from srd.errors import UserError
+from srd.run.log import RunLog
 
 
 class EvaluationStopped(Exception):
@@ -106,3 +107,30 @@ def evaluate(
         images=int(images_seen),
         images_per_second=images_seen / (time.perf_counter() - start),
     )
+
+
+def measure(
+    predict: Callable[[Tensor], Tensor],
+    loader: Iterable[Batch],
+    *,
+    images: int,
+    precision: Precision,
+    log: RunLog,
+    broken: BrokenFiles,
+    label: str = "evaluating",
+    stop: Callable[[], bool] = lambda: False,
+) -> Accuracy:
+    """`evaluate` with a progress bar of `images`, and a word on files that were skipped."""
+    skipped = len(broken.names)
+    with log.bar(label, images, unit="image") as bar:
+        accuracy = evaluate(
+            predict,
+            loader,
+            precision,
+            broken,
+            lambda count: bar.advance(count * processes.world_size()),
+            stop,
+        )
+    if (now := len(broken.names)) > skipped:
+        log.info(f"skipped {now - skipped} files that could not be read")
+    return accuracy

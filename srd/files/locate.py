@@ -1,14 +1,18 @@
-"""Where weights are: a file, a run's folder, or a name on the Hugging Face Hub."""
+"""Where things are: weights in a file, a run's folder or the Hugging Face Hub; the project's recipes."""
 
 from __future__ import annotations
 
 import re
 import socket
 import urllib.request
+from importlib import resources
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from srd.errors import UserError
+from srd.errors import UserError, nearest
+
+# The folder of this package. It has the project's configs/, and in a checkout a link to ckpts/.
+PACKAGE = Path(str(resources.files("srd")))
 
 HUB = "hf-hub:"
 HUB_NAME = re.compile(r"hf-hub:([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/([\w./-]+))?")
@@ -87,3 +91,19 @@ def _answers(endpoint: str, seconds: float = 5.0) -> bool:
     except OSError:
         return False
     return True
+
+
+def recipe_file(name: str | Path) -> Path:
+    """A YAML file by name: here, else the project's own, such as `configs/digits/deit.yaml`.
+
+    Raises:
+        UserError: neither (with the nearest of the project's own).
+    """
+    path = Path(name).expanduser()
+    for place in (path, PACKAGE / path):
+        if place.is_file():
+            return place
+    if path.exists():
+        raise UserError(f"cannot read the configuration {name}: not a file")
+    own = [file.relative_to(PACKAGE).as_posix() for file in (PACKAGE / "configs").rglob("*.yaml")]
+    raise UserError(f"cannot read the configuration {name}: no such file{nearest(str(name), own)}")

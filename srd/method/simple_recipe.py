@@ -8,18 +8,22 @@ AAAI 2024 (arXiv 2303.11098). With s = BN(P z_s) and t = BN(z_t):
     correlation   c_d = (1/B) sum_b s_bd t_bd                     the released DeiT code
                   log( sum_d |c_d - 1|^alpha + log_eps )
 
-This file depends on torch and on `srd.distributed.processes` for the sums over the global batch.
+The sums over the global batch come from `srd.distributed`.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from srd.distributed import processes, reduce
+from srd.method.loss import Loss, at_least_float32, check_features
+from srd.strict import STRICT, NonNegative
 
 Match = Literal["correlation", "elementwise"]
 
@@ -99,7 +103,18 @@ def _inverse_std(mean: Tensor, variance: Tensor, eps: float) -> Tensor:
     return torch.rsqrt(safe).masked_fill(constant, 0.0)
 
 
-class SimpleRecipeLoss(nn.Module):
+@dataclass(config=STRICT)
+class SimpleRecipeSettings:
+    """Of `SimpleRecipeLoss`, by name."""
+
+    name: Literal["srd"] = "srd"
+    match: Match = "correlation"
+    alpha: Annotated[float, Field(ge=1)] = 4.0
+    bn_eps: NonNegative | None = None  # None: the released value for `match`
+    log_eps: NonNegative | None = None
+
+
+class SimpleRecipeLoss(Loss):
     """The representation loss, with its projector.
 
     Everything is computed in float32 (float64 for float64 inputs), outside autocast. Parameters
@@ -120,6 +135,8 @@ class SimpleRecipeLoss(nn.Module):
         ValueError: widths, ranks or batch sizes that do not fit; in training a batch of one;
             settings out of range.
     """
+
+    settings = SimpleRecipeSettings
 
     def __init__(
         self,
@@ -168,35 +185,19 @@ class SimpleRecipeLoss(nn.Module):
         return f"match={self.match!r}, alpha={self.alpha}, log_eps={self.log_eps}"
 
     def forward(self, z_s: Tensor, z_t: Tensor) -> Tensor:
-        self._check(z_s, z_t)
-        with torch.autocast(z_s.device.type, enabled=False):
-            dtype = torch.promote_types(torch.float32, torch.promote_types(z_s.dtype, z_t.dtype))
-            weight, bias = self.projector.weight.to(dtype), self.projector.bias.to(dtype)
-            s = self.bn_s(F.linear(z_s.to(dtype), weight, bias))
-            t = self.bn_t(z_t.detach().to(dtype))
-            return self._distance(s, t)
-
-    def _distance(self, s: Tensor, t: Tensor) -> Tensor:
+        dims = (self.projector.in_features, self.projector.out_features)
+        check_features(z_s, z_t, student_dim=dims[0], teacher_dim=dims[1])
         total = reduce.global_sum if self.across_ranks else _local
-        if self.match == "correlation":
-            count = s.shape[0] * (processes.world_size() if self.across_ranks else 1)
-            correlation = total((s * t).sum(dim=0)) / count
-            powers = (correlation - 1).abs().pow(self.alpha).sum()
-        else:
-            powers = total((s - t).abs().pow(self.alpha).sum())
-        if self.log_eps == 0:  # identical representations: a floor instead of log(0)
-            powers = powers.clamp_min(torch.finfo(powers.dtype).tiny)
-        return torch.log(powers + self.log_eps)
-
-    def _check(self, z_s: Tensor, z_t: Tensor) -> None:
-        for name, z, dim in (
-            ("z_s", z_s, self.projector.in_features),
-            ("z_t", z_t, self.projector.out_features),
-        ):
-            if z.ndim != 2 or z.shape[1] != dim:
-                raise ValueError(f"{name} must have shape (batch, {dim}), not {tuple(z.shape)}")
-        if z_s.shape[0] != z_t.shape[0]:
-            raise ValueError(
-                f"z_s has {z_s.shape[0]} samples and z_t has {z_t.shape[0]}: one teacher "
-                "representation for each student representation"
-            )
+        with torch.autocast(z_s.device.type, enabled=False):
+            z_s, z_t = at_least_float32(z_s, z_t.detach())
+            weight, bias = self.projector.weight.to(z_s.dtype), self.projector.bias.to(z_s.dtype)
+            s, t = self.bn_s(F.linear(z_s, weight, bias)), self.bn_t(z_t)
+            if self.match == "correlation":
+                count = s.shape[0] * (processes.world_size() if self.across_ranks else 1)
+                correlation = total((s * t).sum(dim=0)) / count
+                powers = (correlation - 1).abs().pow(self.alpha).sum()
+            else:
+                powers = total((s - t).abs().pow(self.alpha).sum())
+            if self.log_eps == 0:  # identical representations: a floor instead of log(0)
+                powers = powers.clamp_min(torch.finfo(powers.dtype).tiny)
+            return torch.log(powers + self.log_eps)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,20 +12,34 @@ from srd.errors import UserError
 from srd.files.checkpoint import load_file, write_text
 from srd.run.folder import RunFolder, launches
 
+Upgrade = Callable[
+    [Mapping[str, Any]], Mapping[str, Any]
+]  # an earlier version's settings as today's
+
 
 def load_resume(
-    path: Path, recipe: Mapping[str, Any], not_recipe: tuple[str, ...]
+    path: Path,
+    recipe: Mapping[str, Any],
+    *,
+    not_recipe: tuple[str, ...],
+    upgrade: Upgrade = lambda settings: settings,
 ) -> dict[str, Any]:
     """A checkpoint to go on from, checked to be of the same recipe.
+
+    Args:
+        recipe: the settings, and under `identity` what else must agree.
 
     Raises:
         UserError: the file is not a run's checkpoint, or its recipe differs (naming the fields).
     """
     state = load_file(path)
-    if not isinstance(state.get("config"), dict) or "position" not in state:
+    saved = state.get("config")
+    if not isinstance(saved, dict) or "position" not in state:
         raise UserError(f"{path} is not a checkpoint of a run here: it cannot be resumed")
+    settings = {name: value for name, value in saved.items() if name != "identity"}
+    saved = {**upgrade(settings), "identity": saved.get("identity") or {}}
     # The names of the classes are for those who use the student; older checkpoints lack them.
-    changed = differences(state["config"], recipe, (*not_recipe, "identity.class_names"))
+    changed = differences(saved, recipe, (*not_recipe, "identity.class_names"))
     if changed:
         raise UserError(
             f"{path} belongs to another recipe ({'; '.join(changed[:5])}): use another --name, "
@@ -49,9 +63,11 @@ class Opened(NamedTuple):
 def open_run(
     folder: RunFolder,
     resume: str,
+    *,
     settings: Mapping[str, Any],
     identity: Mapping[str, Any],
     not_recipe: tuple[str, ...],
+    upgrade: Upgrade = lambda settings: settings,
     config_text: str | None = None,
 ) -> Opened:
     """Make a run's folder ready, and find where the run goes on.
@@ -63,6 +79,7 @@ def open_run(
         settings: the resolved configuration, saved with the run.
         identity: what a checkpoint must agree on besides.
         not_recipe: settings that may differ from the checkpoint's.
+        upgrade: makes today's settings of an earlier version's.
         config_text: what `config.yaml` shall hold instead of `settings`.
 
     Raises:
@@ -78,7 +95,10 @@ def open_run(
                 f"process {blind[0]} does not see {path}: --output must be a folder that all "
                 "machines share"
             )
-        state = load_resume(path, {**settings, **identity}, not_recipe) if path else None
+        recipe = {**settings, "identity": identity}
+        state = None
+        if path is not None:
+            state = load_resume(path, recipe, not_recipe=not_recipe, upgrade=upgrade)
         text = config_text or dump_yaml(settings)
         notes = processes.from_main(lambda: _make_ready(folder, text, start, damaged))
     except UserError:

@@ -1,18 +1,18 @@
-"""The training loop that both halves run: from a position in a run to its end, or to a signal."""
+"""The training loop: from a position in a run to its end, or to a signal."""
 
 from __future__ import annotations
 
 import math
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from srd.config.fields import Plan
 from srd.data.batches import TrainBatches
 from srd.data.views import STEP, derive
 from srd.device import Precision, Readback
@@ -26,24 +26,54 @@ from srd.run.log import Bar, RunLog, clock
 from srd.training.update import check_finite, update
 
 Losses = dict[str, Tensor]  # by name; `loss` is the one to differentiate
-Backward = Callable[[Tensor], None]
+Evaluate = Callable[[Callable[[], bool]], Accuracy]  # measures the model, unless told to stop
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How long a run is, and what it leaves on the way (epochs and steps between; 0: never)."""
+class Task(Protocol):
+    """What is trained, and its losses."""
 
-    epochs: int
-    batch_size: int
-    seed: int
-    evaluate_every: int = 1
-    save_every: int = 1
-    save_every_steps: int = 0
-    keep_last: int = 2
-    keep_every: int = 0
-    keep_best: bool = True
-    log_every: int = 10
-    clip_norm: float | None = None
+    @property
+    def model(self) -> nn.Module:
+        """What is evaluated, and handed on as `student.safetensors`."""
+        ...
+
+    def losses(self, batch: Any, seed: int) -> Losses:
+        """The losses of the global batch, from this process's share of it; its draws from `seed`."""
+        ...
+
+    def checkpoint(self) -> dict[str, Any]:
+        """All that a step changes besides optimizer and schedule; `model` holds the student."""
+        ...
+
+    def load_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Take up what `checkpoint` returned."""
+        ...
+
+
+class Schedule(Protocol):
+    """timm's interface of learning-rate schedules, as far as the loop uses it."""
+
+    def step_update(self, num_updates: int) -> None:
+        """Set the learning rate for the step that follows `num_updates` others."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainData:
+    """Batches to train on.
+
+    Args:
+        loader: yields this process's share of each global batch, in the order of `batches`.
+        prepare: (batch, number of the update) to what the task reads: on the device, and mixed.
+    """
+
+    loader: Iterable[Any]
+    batches: TrainBatches
+    prepare: Callable[[Any, int], Any]
 
 
 @dataclass
@@ -61,81 +91,52 @@ class Position:
 
 @dataclass
 class Pending:
-    """A step that is made but not told: its gradient norm is still on its way from the device."""
+    """A step that is made but not logged: its gradient norm is still on its way from the device."""
 
     row: dict[str, Any]
     norm: Readback
     where: str
 
 
-class Loop(ABC):
-    """Trains, measures, saves, stops and goes on; a half says what a step and an evaluation are.
+class Loop:
+    """Trains, measures, saves, stops and goes on.
 
     Args:
-        loader: yields this process's share of each global batch, in the order of `batches`.
-        identity: what a checkpoint must agree on besides the settings (data size, teacher).
-        settings: the resolved configuration, saved in every checkpoint.
+        clip_norm: of the gradients; None for no clipping.
+        settings: the run's configuration, saved in every checkpoint.
+        backward: from the (scaled) loss to gradients that are averaged over processes.
+        start_epoch: puts every module into its training or evaluation mode.
+        end_epoch: called between two epochs, with the accuracy where it was measured.
     """
-
-    optimizer: torch.optim.Optimizer
 
     def __init__(
         self,
+        *,
+        task: Task,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule | None,
         plan: Plan,
-        loader: Any,
-        batches: TrainBatches,
+        seed: int,
+        clip_norm: float | None,
+        data: TrainData,
+        evaluate: Evaluate,
+        precision: Precision,
         folder: RunFolder,
         log: RunLog,
-        precision: Precision,
-        settings: dict[str, Any],
-        identity: dict[str, Any],
+        settings: Mapping[str, Any],
+        start_epoch: Callable[[int], object],
+        end_epoch: Callable[[Accuracy | None], object] = lambda accuracy: None,
+        backward: Callable[[Tensor], None] = Tensor.backward,
     ) -> None:
-        self.plan, self.loader, self.batches = plan, loader, batches
-        self.folder, self.log, self.precision = folder, log, precision
-        self.settings, self.identity = settings, identity
-        self.device, self.steps = precision.device, len(batches)
+        self.task, self.optimizer, self.schedule = task, optimizer, schedule
+        self.plan, self.seed, self.clip_norm = plan, seed, clip_norm
+        self.data, self.steps, self.evaluate = data, len(data.batches), evaluate
+        self.folder, self.log, self.settings = folder, log, settings
+        self.start_epoch, self.end_epoch, self.backward = start_epoch, end_epoch, backward
         self.scaler = precision.scaler()
         self.position = Position()
         self.pending: Pending | None = None
         self.signals, self.stopping = StopSignals(), False
-
-    # What a half says.
-
-    @abstractmethod
-    def model(self) -> nn.Module:
-        """What is evaluated and handed on."""
-
-    @abstractmethod
-    def start_epoch(self) -> None:
-        """Put every module into its training or evaluation mode."""
-
-    @abstractmethod
-    def forward_pass(self, batch: Any, seed: int) -> tuple[Losses, Backward]:
-        """The losses of the global batch, and what carries their gradients back."""
-
-    @abstractmethod
-    def set_rate(self, updates: int) -> None:
-        """Set the learning rate for the step that follows `updates` others."""
-
-    def end_epoch(self, accuracy: Accuracy | None) -> None:  # noqa: B027 (a half may have nothing to do)
-        """Called when an epoch is over, with its accuracy where it was measured."""
-
-    @abstractmethod
-    def measure(self) -> Accuracy:
-        """The accuracy of `model` on the validation images."""
-
-    @abstractmethod
-    def learned(self) -> dict[str, Any]:
-        """Weights, schedule, and whatever else a step changes, besides optimizer and scaler."""
-
-    @abstractmethod
-    def load_learned(self, state: dict[str, Any]) -> None:
-        """Take up what `learned` returned."""
-
-    def after_best(self) -> None:  # noqa: B027 (a half may have nothing to add)
-        """Called on the main process when a new best model has been saved."""
-
-    # What both share.
 
     def state(self) -> dict[str, Any]:
         """Everything that the run needs to go on, as tensors and plain values.
@@ -143,19 +144,22 @@ class Loop(ABC):
         The generators need no saving: every step derives them from (seed, updates).
         """
         return {
-            **self.learned(),
+            **self.task.checkpoint(),
+            "lr_scheduler": self.schedule.state_dict() if self.schedule else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "rng": {"seed": self.plan.seed, "updates": self.position.updates},
+            "rng": {"seed": self.seed, "updates": self.position.updates},
             "position": asdict(self.position),
             "epoch": self.position.epoch,
             "max_accuracy": self.position.best_acc1,
-            "config": {**self.settings, "identity": self.identity},
+            "config": dict(self.settings),
         }
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: Mapping[str, Any]) -> None:
         """Take up what `state` returned."""
-        self.load_learned(state)
+        self.task.load_checkpoint(state)
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state["lr_scheduler"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.position = Position(**state["position"])
@@ -192,17 +196,18 @@ class Loop(ABC):
     def train_epoch(self, bar: Bar) -> None:
         """The steps that are left of this epoch, and a checkpoint where one is due."""
         position, plan = self.position, self.plan
-        self.start_epoch()
-        self.batches.start_at(position.epoch, position.step)
+        self.start_epoch(position.epoch)
+        self.data.batches.start_at(position.epoch, position.step)
         started = self.clock = time.perf_counter()
         first = position.step
-        for batch in self.loader if position.step < self.steps else ():
+        for batch in self.data.loader if position.step < self.steps else ():
             self.train_step(batch, bar)
-            self.stop_if_asked()
+            if self.stopping:
+                self.save_and_stop()
             if plan.save_every_steps and position.updates % plan.save_every_steps == 0:
                 self.save_last()
-        self.tell_pending(bar)
-        self.tell_epoch(position.step - first, time.perf_counter() - started)
+        self.log_pending(bar)
+        self.log_epoch(position.step - first, time.perf_counter() - started)
         done = position.epoch + 1
         if done == plan.epochs or done % plan.save_every == 0:
             self.save_last()
@@ -212,32 +217,35 @@ class Loop(ABC):
     def train_step(self, batch: Any, bar: Bar) -> None:
         """One update from one global batch."""
         position = self.position
-        seed = int(derive(STEP, self.plan.seed, position.updates, processes.rank())[0])
+        seed = int(derive(STEP, self.seed, position.updates, processes.rank())[0])
         where = f"epoch {position.epoch}, step {position.updates}"
-        self.set_rate(position.updates)
-        losses, backward = self.forward_pass(batch, seed)
+        if self.schedule is not None:
+            self.schedule.step_update(position.updates)
+        losses = self.task.losses(self.data.prepare(batch, position.updates), seed)
         # One small reduction tells every process the global losses, and whether any was asked to stop.
         asked = torch.full_like(losses["loss"], float(self.signals.received is not None))
         means = reduce.reduce_mean(torch.stack([*losses.values(), asked]).detach())
-        logged = dict(zip([*losses, "stop"], means, strict=True))
+        stop = Readback({"asked": means[-1]})  # arrives before the losses do
         rate = self.optimizer.param_groups[0]["lr"]
-        clip = self.plan.clip_norm
-        terms, norm = update(losses, logged, self.optimizer, self.scaler, clip, where, backward)
-        self.stopping = terms.pop("stop") > 0
-        self.tell_pending(bar)
+        values, norm = update(
+            losses["loss"],
+            dict(zip(losses, means, strict=False)),
+            optimizer=self.optimizer,
+            scaler=self.scaler,
+            clip_norm=self.clip_norm,
+            where=where,
+            backward=self.backward,
+        )
+        self.stopping = stop.wait()["asked"] > 0
+        self.log_pending(bar)
         now = time.perf_counter()
         speed = self.plan.batch_size / (now - self.clock)
         position.seconds, self.clock = position.seconds + now - self.clock, now
-        row = {"epoch": position.epoch, "step": position.updates, **terms, "lr": rate}
+        row = {"epoch": position.epoch, "step": position.updates, **values, "lr": rate}
         self.pending = Pending({**row, "images_per_second": round(speed, 1)}, norm, where)
-        for name, value in terms.items():
+        for name, value in values.items():
             position.sums[name] = position.sums.get(name, 0.0) + value
         position.step, position.updates = position.step + 1, position.updates + 1
-
-    def stop_if_asked(self) -> None:
-        """Save and stop when a signal has come, to this process or to another."""
-        if self.stopping:
-            self.save_and_stop()
 
     def save_and_stop(self) -> NoReturn:
         """Leave the run so that it goes on from here."""
@@ -246,7 +254,7 @@ class Loop(ABC):
         place = f"{self.label}, step {self.position.step} of {self.steps}"
         raise Stopped(f"saved {self.folder.last} in {place}", self.signals.code)
 
-    def tell_pending(self, bar: Bar | None = None) -> None:
+    def log_pending(self, bar: Bar | None = None) -> None:
         """Log the step before, whose gradient norm has arrived by now.
 
         In fp16 an infinite norm is the loss scale's business; otherwise it ends the run, before
@@ -269,7 +277,7 @@ class Loop(ABC):
             speed = {"images/s": row["images_per_second"], "left": clock(remaining)}
             bar.advance(1, {**shown, **speed}, self.label)
 
-    def tell_epoch(self, steps: int, seconds: float) -> None:
+    def log_epoch(self, steps: int, seconds: float) -> None:
         """The epoch's mean losses and speed."""
         position = self.position
         row: dict[str, Any] = {"epoch": position.epoch, "step": position.updates}
@@ -281,22 +289,22 @@ class Loop(ABC):
 
     def save_last(self) -> None:
         """Write `last.pth`, and keep the ones before it that the plan asks for."""
-        self.tell_pending()
+        self.log_pending()
         if processes.is_main():
             self.folder.keep_last(self.plan.keep_last)
         self.save(self.folder.last)
 
     def save(self, path: Path) -> None:
         """Write a checkpoint, once every step in it is known to be sound."""
-        self.tell_pending()
+        self.log_pending()
         if processes.is_main():
             self.folder.save(path, self.state())
 
     def evaluate_epoch(self) -> Accuracy:
         """Measure the model, log it, and keep it when it is the best so far."""
         position = self.position
-        reduce.share_buffers(self.model())  # with statistics of each share, they differ
-        accuracy = self.measure()
+        reduce.share_buffers(self.task.model)  # with statistics of each share, they differ
+        accuracy = self.evaluate(self.signals.asked)
         self.log.row("eval", {"epoch": position.epoch, "step": position.updates, **accuracy.row()})
         improved = accuracy.acc1 > position.best_acc1
         if improved:
@@ -307,8 +315,7 @@ class Loop(ABC):
         if improved and self.plan.keep_best:
             self.save(self.folder.best)
         if improved and processes.is_main():
-            about = {"model": self.identity["model"], "epoch": str(position.epoch)}
-            about["acc1"] = f"{accuracy.acc1:.4f}"
-            save_weights(self.folder.student, self.model().state_dict(), about)
-            self.after_best()
+            about = {"epoch": str(position.epoch), "acc1": f"{accuracy.acc1:.4f}"}
+            about = {"model": self.settings["identity"]["model"], **about}
+            save_weights(self.folder.student, self.task.model.state_dict(), about)
         return accuracy

@@ -1,83 +1,93 @@
 """Batches larger than memory, with the losses of the whole batch.
 
-The representation loss is not a sum over samples, so averaging the gradients of micro-batches would
-change it. Instead: run every micro-batch without a graph, compute the losses once on all outputs
-(of all processes), then run every micro-batch again and pass the outputs' gradients back through it.
-What this cannot keep is a batch norm inside the model: it sees micro-batches.
+A representation loss is not a sum over samples, so averaging the gradients of micro-batches would
+change it. Instead: run every micro-batch without a graph, let the losses be computed once on all
+outputs (of all processes), then run every micro-batch again and pass the outputs' gradients back
+through it. What this cannot keep is a batch norm inside the model: it sees micro-batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from deit.student import StudentOutput
 from srd.device import Precision
 from srd.distributed import reduce
-from srd.models.outputs import TeacherOutput
-from srd.models.teacher import FrozenTeacher
-from srd.training.task import ClassifierTask, StudentTask, Task
+from srd.models.outputs import Output
 
 
-class _Pass(NamedTuple):
-    """What the second run needs: the images, the leaves that stand for the outputs, the seed."""
-
-    images: Tensor
-    leaves: tuple[Tensor, ...]
-    seed: int
-
-
-class MicroBatches:
-    """Runs a task on a share of a batch, `size` images at a time.
+class MicroBatches(nn.Module):
+    """Runs a student on a share of a batch, `size` images at a time.
 
     Args:
-        task: on its device, not wrapped for data-parallel training: gradients are averaged here.
+        student: not wrapped for data-parallel training: its gradients are averaged here.
         size: images that fit in memory with their graph.
     """
 
-    def __init__(
-        self, task: Task, teacher: FrozenTeacher | None, size: int, precision: Precision
-    ) -> None:
-        self.task, self.teacher, self.size, self.precision = task, teacher, size, precision
-        self._pass: _Pass | None = None
+    def __init__(self, student: nn.Module, size: int, precision: Precision) -> None:
+        super().__init__()
+        self.student, self.size, self.precision = student, size, precision
+        self.absent: list[bool] = []  # which parts of its outputs the student leaves out
 
-    def losses(self, images: Tensor, targets: Tensor, seed: int) -> dict[str, Tensor]:
-        """The losses of the whole batch, differentiable down to the model's outputs."""
-        buffers = [(buffer, buffer.clone()) for buffer in self.task.model.buffers()]
-        with torch.no_grad():
-            outputs = [self._run(part, seed + i) for i, part in enumerate(images.split(self.size))]
-            for buffer, before in buffers:  # running statistics move in the second run only
-                buffer.copy_(before)
-            seen = self._teach(images)
-        leaves = tuple(torch.cat(parts).requires_grad_() for parts in zip(*outputs, strict=True))
-        self._pass = _Pass(images, leaves, seed)
-        if isinstance(self.task, ClassifierTask):
-            return self.task.losses(leaves[0], targets)
-        return self.task.losses(StudentOutput(*leaves), targets, seen)
+    def forward(self, images: Tensor) -> Output:
+        """Images (B, 3, H, W) to the outputs of all; draws follow torch's seed and the part."""
+        anchor = torch.zeros((), requires_grad=True)  # so that the outputs have a gradient
+        parts = iter(_Recomputed.apply(anchor, images, torch.initial_seed(), self))
+        values: list[Any] = [None if absent else next(parts) for absent in self.absent]
+        return Output(*values)
 
-    def backward(self, loss: Tensor) -> None:
-        """Gradients of (the scaled) `loss` into every parameter, averaged over processes."""
-        assert self._pass is not None
-        (images, leaves, seed), self._pass = self._pass, None
-        loss.backward()
-        grads = [leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for leaf in leaves]
-        parts: Iterator[tuple[Tensor, ...]] = zip(*(g.split(self.size) for g in grads), strict=True)
-        for i, (part, part_grads) in enumerate(zip(images.split(self.size), parts, strict=True)):
-            torch.autograd.backward(self._run(part, seed + i), part_grads)
-        reduce.average_gradients([p for p in self.task.parameters() if p.requires_grad])
+    def first_run(self, images: Tensor, seed: int) -> tuple[Tensor, ...]:
+        """The outputs, without a graph; running statistics move in the second run only."""
+        buffers = [(buffer, buffer.clone()) for buffer in self.student.buffers()]
+        parts = [self._run(part, seed + i) for i, part in enumerate(images.split(self.size))]
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        self.absent = [value is None for value in parts[0]]
+        present = [[value for value in part if value is not None] for part in parts]
+        return tuple(torch.cat(values) for values in zip(*present, strict=True))
 
-    def _run(self, images: Tensor, seed: int) -> tuple[Tensor, ...]:
+    def second_run(self, images: Tensor, seed: int, gradients: Sequence[Tensor]) -> None:
+        """The outputs' gradients into the student's parameters, averaged over processes."""
+        split = zip(*(gradient.split(self.size) for gradient in gradients), strict=True)
+        for i, (part, part_gradients) in enumerate(
+            zip(images.split(self.size), split, strict=True)
+        ):
+            outputs = [value for value in self._run(part, seed + i) if value is not None]
+            torch.autograd.backward(outputs, part_gradients)
+        reduce.average_gradients([p for p in self.student.parameters() if p.requires_grad])
+
+    def _run(self, images: Tensor, seed: int) -> Output:
         torch.manual_seed(seed)  # both runs drop the same paths
         with self.precision.autocast():
-            out = self.task.model(images)
-        return tuple(out) if isinstance(self.task, StudentTask) else (out,)
+            output: Output = self.student(images)
+        return output
 
-    def _teach(self, images: Tensor) -> TeacherOutput | None:
-        if self.teacher is None:
-            return None
-        with self.precision.autocast():
-            outputs = [self.teacher(part) for part in images.split(self.size)]
-        return TeacherOutput(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
+
+class _Recomputed(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, anchor: Tensor, images: Tensor, seed: int, runs: MicroBatches
+    ) -> tuple[Tensor, ...]:
+        ctx.images, ctx.seed, ctx.runs = images, seed, runs
+        return runs.first_run(images, seed)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:
+        with torch.enable_grad():
+            ctx.runs.second_run(ctx.images, ctx.seed, gradients)
+        return None, None, None, None
+
+
+def in_parts(teach: Callable[[Tensor], Output], size: int) -> Callable[[Tensor], Output]:
+    """`teach` on `size` images at a time."""
+
+    def run(images: Tensor) -> Output:
+        parts = [teach(part) for part in images.split(size)]
+        columns: Iterable[Any] = zip(*parts, strict=True)
+        values: list[Any] = [None if column[0] is None else torch.cat(column) for column in columns]
+        return Output(*values)
+
+    return run

@@ -1,56 +1,105 @@
-"""The optimizer and its schedule."""
+"""The optimizer and its schedule, by timm's names."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
 import torch
-from timm.optim import param_groups_weight_decay
-from timm.scheduler import CosineLRScheduler
+from timm.optim import (
+    create_optimizer_v2,
+    get_optimizer_info,
+    list_optimizers,
+    param_groups_weight_decay,
+)
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 
 from srd.config.fields import Optim
-from srd.training.task import Task
+from srd.errors import UserError, nearest
+from srd.training.task import DistillationTask
 
 
 def create_optimizer(
-    task: Task, config: Optim, batch_size: int, device: torch.device
-) -> torch.optim.AdamW:
-    """AdamW over all that `task` trains, projector included.
+    task: DistillationTask, optim: Optim, *, batch_size: int, device: torch.device
+) -> torch.optim.Optimizer:
+    """The named optimizer over all that `task` trains, projector included.
 
-    Biases, 1-d parameters and what the model names keep their weights from decaying. The learning
-    rate is for the effective batch: lr * batch_size / lr_batch.
+    Biases, 1-d parameters and what the model names keep their weights from decaying, unless
+    `decay_all`. The learning rate is for the effective batch: lr * batch_size / lr_batch.
+
+    Raises:
+        UserError: an unknown name, or a setting that the optimizer does not read.
     """
-    groups = param_groups_weight_decay(
-        task, config.weight_decay, no_weight_decay_list=task.no_weight_decay()
-    )
-    return torch.optim.AdamW(
+    settings = check_optimizer(optim)
+    if optim.decay_all:
+        groups: Any = [{"params": [p for p in task.parameters() if p.requires_grad]}]
+    else:
+        groups = param_groups_weight_decay(
+            task, optim.weight_decay, no_weight_decay_list=task.no_weight_decay()
+        )
+    kind = get_optimizer_info(optim.name).opt_class
+    if device.type == "cuda" and "fused" in inspect.signature(kind).parameters:
+        settings["fused"] = True
+    return create_optimizer_v2(
         groups,
-        lr=config.lr * batch_size / config.lr_batch,
-        betas=config.betas,
-        eps=config.eps,
-        fused=device.type == "cuda",
+        optim.name,
+        lr=optim.lr * batch_size / optim.lr_batch,
+        weight_decay=optim.weight_decay,
+        **settings,
     )
+
+
+def check_optimizer(optim: Optim) -> dict[str, Any]:
+    """The settings that are given to the named optimizer; a UserError where it does not read one."""
+    known = list_optimizers()
+    if optim.name not in known:
+        raise UserError(
+            f"unknown optimizer {optim.name!r} (optim.name){nearest(optim.name, known)}: one of timm's"
+        )
+    info = get_optimizer_info(optim.name)
+    if info.second_order:
+        raise UserError(f"optim.name {optim.name}: optimizers of second order are not supported")
+    given: Mapping[str, tuple[Any, bool]] = {
+        "betas": (optim.betas, info.has_betas and info.num_betas == 2),
+        "eps": (optim.eps, info.has_eps),
+        "momentum": (optim.momentum, info.has_momentum),
+    }
+    for name, (value, read) in given.items():
+        if value is not None and not read:
+            raise UserError(
+                f"optim.{name} has no effect with optim.name={optim.name}: leave it out"
+            )
+    return {name: value for name, (value, _) in given.items() if value is not None}
 
 
 def create_schedule(
     optimizer: torch.optim.Optimizer,
-    config: Optim,
+    optim: Optim,
+    *,
     batch_size: int,
     steps_per_epoch: int,
     epochs: int,
-) -> CosineLRScheduler:
-    """Linear warm-up and a cosine to `min_lr`, set before every step with `step_update(step)`.
+) -> CosineLRScheduler | MultiStepLRScheduler:
+    """Linear warm-up, then a cosine to `min_lr` or steps; set before every update with
+    `step_update(number of the update)`.
 
-    As released, the cosine spans the whole run and the warm-up replaces its beginning; with
+    As released, the schedule spans the whole run and the warm-up replaces its beginning; with
     `warmup_prefix` it starts when the warm-up ends.
     """
-    scale = batch_size / config.lr_batch
-    warmup = int(config.warmup_epochs * steps_per_epoch)
+    scale = batch_size / optim.lr_batch
+    warmup = int(optim.warmup_epochs * steps_per_epoch)
     total = epochs * steps_per_epoch
-    return CosineLRScheduler(
-        optimizer,
-        t_initial=max(1, total - warmup if config.warmup_prefix else total),
-        lr_min=config.min_lr * scale,
-        warmup_t=warmup,
-        warmup_lr_init=config.warmup_lr * scale,
-        warmup_prefix=config.warmup_prefix,
-        t_in_epochs=False,
-    )
+    shared: dict[str, Any] = {
+        "warmup_t": warmup,
+        "warmup_lr_init": optim.warmup_lr * scale,
+        "warmup_prefix": optim.warmup_prefix,
+        "t_in_epochs": False,
+    }
+    if optim.schedule == "step":
+        assert optim.decay_epochs is not None and optim.decay_rate is not None
+        # timm compares with t + 1: one more, and the rate falls after these epochs, as torch's does
+        steps = [epoch * steps_per_epoch + 1 for epoch in optim.decay_epochs]
+        return MultiStepLRScheduler(optimizer, steps, optim.decay_rate, **shared)
+    length = max(1, total - warmup if optim.warmup_prefix else total)
+    return CosineLRScheduler(optimizer, t_initial=length, lr_min=optim.min_lr * scale, **shared)

@@ -1,146 +1,120 @@
-"""Tasks: one module that holds all that is trained, and whose `forward` returns the named losses.
+"""The task: a student, its teacher, and the losses between them, by name.
 
-Data-parallel training wraps the task, so every gradient, the projector's too, passes through its
-hooks. The teacher stays outside: it is neither wrapped, nor trained, nor saved.
+The student and the representation loss (with its projector) are trained and saved. The teacher is
+held, but it is no part of the module: it is neither trained, nor saved, nor shared out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from deit.student import ConvStemDeiT, StudentOutput
 from srd.config.fields import Distill
+from srd.device import Precision
+from srd.distributed.processes import data_parallel
 from srd.files.weights import PROJECTOR_PREFIX, split
 from srd.method.logits import cross_entropy, distillation_kl
-from srd.method.simple_recipe import SimpleRecipeLoss
-from srd.models.outputs import TeacherOutput
+from srd.method.losses import LOSSES
+from srd.models.outputs import Output
+from srd.models.students import Student
+from srd.training.micro_batches import MicroBatches, in_parts
+
+Teach = Callable[[Tensor], Output]  # images (B, 3, H, W) to what the teacher says of them
 
 
-class StudentTask(nn.Module):
-    """A student with its losses.
+class DistillationTask(nn.Module):
+    """ce_weight * CE + kl_weight * KL to the teacher's logits + repr_weight * the named loss.
 
-    `srd`: CE on the class head, KL to the teacher on the conv-token head, and the representation
-    loss. `kd`: without the representation loss. `none`: CE on both heads, averaged, so that both
-    are trained although no teacher is there.
+    A student with two heads learns its targets with the first and the teacher's logits with the
+    second; without a teacher, both learn the targets. One head learns all.
 
     Args:
-        student: the network.
-        config: method, weights and the method's constants.
-        teacher_width: D_t; needed for `srd`.
+        student: the network; what it reads must be what the loss reads.
+        representation_loss: None where the named loss has none.
+        distill: the name of the loss, the weights and the temperature.
+        teach: None for losses without a teacher.
         smoothing: of class-index targets (mixed targets are smoothed when mixed).
-        global_statistics: of the representation loss; see `SimpleRecipeLoss`.
     """
 
     def __init__(
         self,
-        student: ConvStemDeiT,
-        config: Distill,
-        teacher_width: int | None = None,
-        smoothing: float = 0.0,
-        global_statistics: bool = True,
+        student: Student,
+        representation_loss: nn.Module | None,
+        *,
+        distill: Distill,
+        teach: Teach | None,
+        smoothing: float,
+        precision: Precision,
     ) -> None:
         super().__init__()
-        self.student, self.config, self.smoothing = student, config, smoothing
-        self.distillation_loss: SimpleRecipeLoss | None = None
-        if config.method == "srd":
-            assert teacher_width is not None
-            self.distillation_loss = SimpleRecipeLoss(
-                student.embed_dim,
-                teacher_width,
-                config.match,
-                config.alpha,
-                config.bn_eps,
-                config.log_eps,
-                across_ranks=global_statistics,
-            )
+        self.student, self.distillation_loss = student, representation_loss
+        self.distill, self.loss = distill, LOSSES[distill.loss.name]
+        self.teach, self.smoothing, self.precision = teach, smoothing, precision
+        # What a step calls: the modules themselves, or what stands before them.
+        self.call_student: Callable[[Tensor], Output] = student
+        self.call_loss: nn.Module | None = representation_loss
 
     @property
     def model(self) -> nn.Module:
-        """What is evaluated and handed on."""
-        return self.student
+        """What is evaluated and handed on: the student's network under its own names."""
+        return self.student.model
 
-    def forward(
-        self, images: Tensor, targets: Tensor, teacher: TeacherOutput | None = None
-    ) -> dict[str, Tensor]:
-        """The losses by name, `loss` their weighted sum, scalars in float32.
+    def share_out(self, micro_batch: int | None) -> None:
+        """Average gradients over processes; with `micro_batch`, run so many images at a time."""
+        if self.distillation_loss is not None:
+            self.call_loss = data_parallel(self.distillation_loss, self.precision.device)
+        if micro_batch is None:
+            self.call_student = data_parallel(self.student, self.precision.device)
+        else:
+            self.call_student = MicroBatches(self.student, micro_batch, self.precision)
+            self.teach = in_parts(self.teach, micro_batch) if self.teach else None
+
+    def losses(self, batch: tuple[Tensor, Tensor], seed: int) -> dict[str, Tensor]:
+        """The losses by name, `loss` their weighted sum, scalars in float32 or better.
 
         Shapes: images (B, 3, H, W); targets (B,) or, mixed, (B, C).
         """
-        return self.losses(self.student(images), targets, teacher)
-
-    def losses(
-        self, out: StudentOutput, targets: Tensor, teacher: TeacherOutput | None
-    ) -> dict[str, Tensor]:
-        """The losses of a student's output; see `forward`."""
-        config = self.config
-        ce = cross_entropy(out.logits, targets, self.smoothing)
-        if config.method == "none":
-            ce = (ce + cross_entropy(out.conv_logits, targets, self.smoothing)) / 2
-            return {"loss": config.ce_weight * ce, "ce": ce}
-        assert teacher is not None
-        kl = distillation_kl(out.conv_logits, teacher.logits, config.temperature)
-        loss = config.ce_weight * ce + config.kl_weight * kl
-        terms = {"ce": ce, "kl": kl}
-        if self.distillation_loss is not None:
-            terms["repr"] = self.distillation_loss(out.features, teacher.features)
-            loss = loss + config.repr_weight * terms["repr"]
+        images, targets = batch
+        distill = self.distill
+        torch.manual_seed(seed)
+        with self.precision.autocast():
+            z_t = self.teach(images) if self.teach is not None else None
+            z_s = self.call_student(images)
+            terms = {"ce": cross_entropy(z_s.logits, targets, self.smoothing)}
+            soft = z_s.logits if z_s.distilled_logits is None else z_s.distilled_logits
+            if z_t is None and soft is not z_s.logits:
+                terms["ce"] = (terms["ce"] + cross_entropy(soft, targets, self.smoothing)) / 2
+            loss = distill.ce_weight * terms["ce"]
+            if z_t is not None and self.loss.logits:
+                terms["kl"] = distillation_kl(soft, z_t.logits, distill.temperature)
+                loss = loss + distill.kl_weight * terms["kl"]
+            if z_t is not None and self.call_loss is not None:
+                read = self.loss.reads
+                terms["repr"] = self.call_loss(getattr(z_s, read), getattr(z_t, read))
+                loss = loss + distill.repr_weight * terms["repr"]
         return {"loss": loss, **terms}
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that the student keeps from weight decay, besides biases and 1-d ones."""
-        return {f"student.{name}" for name in self.student.no_weight_decay()}
+        named: Any = getattr(self.model, "no_weight_decay", set)
+        return {f"student.model.{name}" for name in named()}
 
-    def weights(self) -> dict[str, Tensor]:
+    def checkpoint(self) -> dict[str, Any]:
         """Student and projector under the names of the released checkpoints."""
-        found = dict(self.student.state_dict())
+        weights = dict(self.model.state_dict())
         if self.distillation_loss is not None:
             for name, value in self.distillation_loss.state_dict().items():
-                found[PROJECTOR_PREFIX + name] = value
-        return found
+                weights[PROJECTOR_PREFIX + name] = value
+        return {"model": weights}
 
-    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Load what `weights` returned, strictly."""
-        student, projector = split_weights(weights)
-        self.student.load_state_dict(student)
+    def load_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Load what `checkpoint` returned, strictly."""
+        student, extras = split(state["model"])
+        self.model.load_state_dict(student)
         if self.distillation_loss is not None:
-            self.distillation_loss.load_state_dict(projector)
-
-
-class ClassifierTask(nn.Module):
-    """Any classifier with its cross-entropy: how teachers are trained."""
-
-    def __init__(self, model: nn.Module, smoothing: float = 0.0) -> None:
-        super().__init__()
-        self.model, self.smoothing = model, smoothing
-
-    def forward(
-        self, images: Tensor, targets: Tensor, teacher: TeacherOutput | None = None
-    ) -> dict[str, Tensor]:
-        return self.losses(self.model(images), targets)
-
-    def losses(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """The losses of the model's logits, (B, C)."""
-        ce = cross_entropy(logits, targets, self.smoothing)
-        return {"loss": ce, "ce": ce}
-
-    def no_weight_decay(self) -> set[str]:
-        named: Any = getattr(self.model, "no_weight_decay", set)
-        return {f"model.{name}" for name in named()}
-
-    def weights(self) -> dict[str, Tensor]:
-        return dict(self.model.state_dict())
-
-    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        self.model.load_state_dict(weights)
-
-
-Task = StudentTask | ClassifierTask
-
-
-def split_weights(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A released or own checkpoint's weights as (student's, projector's with bare names)."""
-    student, extras = split(weights)
-    return student, {name.removeprefix(PROJECTOR_PREFIX): value for name, value in extras.items()}
+            self.distillation_loss.load_state_dict(
+                {name.removeprefix(PROJECTOR_PREFIX): value for name, value in extras.items()}
+            )

@@ -1,38 +1,52 @@
-"""Train a student or a teacher: from a configuration to a run's folder. It wires; others work."""
+"""Train a student or a teacher: from a configuration to a run's folder. It wires; others work.
+
+The one place that sees the whole configuration: every room gets its own section from here.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from deit.student import create_student
-from srd.config.fields import NOT_RECIPE, Config, Teacher, check
-from srd.config.layers import Layer, build, read_yaml, to_mapping
+from srd.config.fields import (
+    NOT_RECIPE,
+    Config,
+    Distill,
+    check,
+    default_name,
+    full_name,
+    read_config,
+)
+from srd.config.layers import Layer, read_yaml, to_mapping
+from srd.data.augment import Mix
 from srd.data.batches import check_shares
-from srd.data.inputs import Inputs, measure, open_inputs
+from srd.data.inputs import Inputs, open_inputs
+from srd.data.loader import Batch, to_device
 from srd.data.views import INIT, seeded
-from srd.device import Precision, choose_device, device_name, set_determinism
-from srd.distributed import batch_norm, processes
+from srd.device import Precision, choose_device, set_determinism
+from srd.distributed import processes
+from srd.distributed.batch_norm import use_global_batch_norm
 from srd.errors import UserError
-from srd.evaluation.accuracy import Accuracy
-from srd.files.released import REPOSITORY
-from srd.models.teacher import LoadedTeacher, feature_width, open_teacher
-from srd.models.timm_models import create_classifier
+from srd.evaluation.accuracy import Accuracy, evaluating, measure
+from srd.files.locate import recipe_file
+from srd.method.losses import LOSSES, NoSettings, create_loss
+from srd.models.outputs import width
+from srd.models.students import open_student
+from srd.models.teacher import LoadedTeacher, Normalization, open_teacher
 from srd.run.folder import RunFolder
-from srd.run.log import RunLog, clock
-from srd.run.provenance import provenance
-from srd.run.resume import open_run
-from srd.training.task import ClassifierTask, StudentTask, Task
-from srd.training.trainer import Trainer
+from srd.training.loop import Loop, TrainData
+from srd.training.optim import check_optimizer, create_optimizer, create_schedule
+from srd.training.session import Identity, Session, open_session
+from srd.training.task import DistillationTask
 
 Trained = Literal["student", "teacher"]
 
 
-def train(config: Config, trained: Trained) -> None:
+def train(config: Config, trained: Trained = "student") -> None:
     """Train a student or a teacher, from its start or from where it was, and leave its folder.
 
     Raises:
@@ -40,60 +54,84 @@ def train(config: Config, trained: Trained) -> None:
             not finite, or a file cannot be written.
     """
     device = choose_device(config.device)
-    with processes.processes(device):
-        _train(config, trained, device)
+    with processes.joined(device):
+        processes.check_same([trained, to_mapping(config)])
+        check_shares(config.train.batch_size, processes.world_size())
+        check_optimizer(config.optim)
+        precision = Precision.choose(config.amp, device)
+        set_determinism(config.deterministic)
+        inputs = open_training(config, pin_memory=device.type == "cuda")
+        distill = Distill(loss=NoSettings()) if trained == "teacher" else config.distill
+        config, teacher = with_teacher(config, distill, inputs.num_classes, precision)
+        task = make_task(config, trained, distill, inputs.num_classes, teacher, precision)
+        identity = identify(config, trained, inputs, teacher)
+        with open_session(
+            RunFolder(config.output, config.name or default_name(config, trained)),
+            identity,
+            settings=to_mapping(config),
+            not_recipe=NOT_RECIPE,
+            resume=config.resume,
+            upgrade=upgraded,
+        ) as session:
+            if session is None:
+                return
+            announce(session, inputs, task, teacher, precision)
+            prepare(task, teacher, config, precision)
+            loop = make_loop(session, config, task, inputs, precision)
+            session.start(
+                loop,
+                teacher=teacher.name if teacher else None,
+                measure_teacher=teacher_measure(session, config, inputs, teacher, precision),
+            )
+            accuracy = loop.fit()
+            session.finish(
+                loop,
+                accuracy,
+                plan=config.train,
+                precision=precision,
+                about={
+                    "method": distill.loss.name if trained == "student" else None,
+                    "teacher": teacher.name if teacher else None,
+                    "dataset": config.data.dataset,
+                    "skipped_files": len(inputs.broken.names),
+                    "seed": config.seed,
+                },
+            )
 
 
-def _train(config: Config, trained: Trained, device: torch.device) -> None:
-    processes.check_same([trained, to_mapping(config)])
-    check_shares(config.train.batch_size, processes.world_size())  # before the teacher is trained
-    precision = Precision.choose(config.amp, device)
-    set_determinism(config.deterministic)
-    inputs = open_inputs(config, training=True, pin_memory=device.type == "cuda")
-    teacher = None
-    if trained == "student" and config.distill.method != "none":
-        config = with_trained_teacher(config)
-        teacher = open_teacher(config, inputs.num_classes, precision)
-    task = make_task(config, trained, inputs.num_classes, teacher).to(device)
-    identity = {
-        "trained": trained,
-        "model": config.teacher.name if trained == "teacher" else f"deit_{config.model.name}",
-        "num_classes": inputs.num_classes,
-        "train_images": inputs.train_images,
-        "teacher_sha256": teacher.sha256 if teacher else None,
-        "class_names": inputs.class_names,
-    }
-    assert config.name is not None
-    folder = RunFolder(config.output, config.name)
-    settings = to_mapping(config)
-    opened = open_run(folder, config.resume, settings, {"identity": identity}, NOT_RECIPE)
-    if opened.state is not None and (done := folder.read_result()) is not None:
-        folder.release()
-        if processes.is_main():
-            scores = f"acc1 {done['acc1']:.2f}, best {done['best_acc1']:.2f}"
-            print(f"already finished: {scores}; see {folder.path}")
-        return
-    log = RunLog(folder.path, processes.is_main(), opened.updates)
-    try:
-        log.tell(opened.notes)
-        announce(log, inputs, task, teacher, device, precision)
-        network = prepare(task, teacher, config, precision)
-        trainer = Trainer(
-            config, task, network, teacher.model if teacher else None, inputs, folder, log,
-            precision, identity,
-        )  # fmt: skip
-        if opened.state is not None:
-            trainer.load_state(opened.state)
-        elif teacher is not None and config.teacher.evaluate:
-            found = measure(teacher.classify, inputs, precision, log, "evaluating the teacher")
-            log.info(f"teacher {teacher.name}  {found}")
-            log.row("eval", {"model": "teacher", "epoch": 0, "step": 0, **found.row()}, board={})
-        accuracy = trainer.fit()
-        if processes.is_main():
-            finish(config, trainer, accuracy, teacher)
-    finally:
-        log.close()
-        folder.release()
+def upgraded(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint's settings, an earlier version's too, as today's."""
+    return to_mapping(read_config([Layer("the checkpoint", settings)]))
+
+
+def open_training(config: Config, *, pin_memory: bool) -> Inputs:
+    """The images to train on and to measure with."""
+    return open_inputs(
+        config.data,
+        config.augment,
+        image_size=config.model.image_size,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        training=True,
+        pin_memory=pin_memory,
+    )
+
+
+def with_teacher(
+    config: Config, distill: Distill, num_classes: int, precision: Precision
+) -> tuple[Config, LoadedTeacher | None]:
+    """The teacher, if the loss reads one; trained first where `teacher.recipe` says how."""
+    loss = LOSSES[distill.loss.name]
+    if not (loss.logits or loss.reads):
+        return config, None
+    config = with_trained_teacher(config)
+    return config, open_teacher(
+        config.teacher,
+        num_classes=num_classes,
+        image_size=config.model.image_size,
+        given=Normalization(config.data.mean, config.data.std),
+        precision=precision,
+    )
 
 
 def with_trained_teacher(config: Config) -> Config:
@@ -103,14 +141,13 @@ def with_trained_teacher(config: Config) -> Config:
     """
     if config.teacher.checkpoint or not config.teacher.recipe:
         return config
-    path = Path(config.teacher.recipe)
-    path = path if path.exists() else REPOSITORY / path
+    path = recipe_file(config.teacher.recipe)
     here = {
         "output": config.output,
         "device": config.device,
         "data": {"path": config.data.path, "workers": config.data.workers},
     }
-    recipe = build(Config, [Layer(str(path), read_yaml(path)), Layer("", here)])
+    recipe = read_config([Layer(str(path), read_yaml(path)), Layer("", here)])
     check(recipe)
     if recipe.name is None:
         raise UserError(f"{path} trains a teacher for others: it needs a `name`")
@@ -119,92 +156,169 @@ def with_trained_teacher(config: Config) -> Config:
         if processes.is_main():
             print(f"first the teacher, once: {path} into {folder.path}")
         train(recipe, "teacher")
-    teacher: Teacher = replace(
-        config.teacher,
-        name=recipe.teacher.name,
-        checkpoint=str(folder.best if recipe.train.keep_best else folder.last),
-    )
+    checkpoint = str(folder.best if recipe.train.keep_best else folder.last)
+    teacher = replace(config.teacher, name=recipe.teacher.name, checkpoint=checkpoint)
     return replace(config, teacher=teacher)
 
 
 def make_task(
-    config: Config, trained: Trained, num_classes: int, teacher: LoadedTeacher | None
-) -> Task:
-    """What is trained, its weights drawn from the seed alone."""
-    size, smoothing = config.model.image_size, config.augment.label_smoothing
+    config: Config,
+    trained: Trained,
+    distill: Distill,
+    num_classes: int,
+    teacher: LoadedTeacher | None,
+    precision: Precision,
+) -> DistillationTask:
+    """What is trained, its weights drawn from the seed alone; on its device."""
+    size, loss = config.model.image_size, LOSSES[distill.loss.name]
     with seeded(INIT, config.seed):
-        if trained == "teacher":
-            model = create_classifier(config.teacher.name, num_classes, size)
-            return ClassifierTask(model, smoothing)
-        student = create_student(config.model.name, num_classes, size, config.model.drop_path)
-        width = feature_width(teacher.model, size) if teacher else None
-        everywhere = config.train.global_statistics
-        return StudentTask(student, config.distill, width, smoothing, everywhere)
+        student = open_student(
+            config.teacher.name if trained == "teacher" else config.model.name,
+            num_classes=num_classes,
+            image_size=size,
+            drop_path=config.model.drop_path,
+            role=trained,
+            reads_features=loss.reads is not None,
+        )
+        representation = None
+        if teacher is not None and loss.reads is not None:
+            representation = create_loss(
+                distill.loss,
+                student_dim=width(student, loss.reads, image_size=size, role="student"),
+                teacher_dim=width(teacher.model, loss.reads, image_size=size, role="teacher"),
+                across_ranks=config.train.global_statistics,
+            )
+    return DistillationTask(
+        student,
+        representation,
+        distill=distill,
+        teach=teacher,
+        smoothing=config.augment.label_smoothing,
+        precision=precision,
+    ).to(precision.device)
 
 
 def prepare(
-    task: Task, teacher: LoadedTeacher | None, config: Config, precision: Precision
-) -> nn.Module:
-    """Global batch norms, types, memory layout, compilation; returns what the engine calls."""
+    task: DistillationTask, teacher: LoadedTeacher | None, config: Config, precision: Precision
+) -> None:
+    """Global batch norms, types, memory layout, compilation; and the task shared out."""
     if config.train.global_statistics:
-        batch_norm.use_global_batch_norm(task.model)
+        use_global_batch_norm(task.model)
     task.to(precision.dtype)
-    networks: list[Any] = [task.model, *([teacher.model] if teacher else [])]
+    networks = [task.student, *([teacher.model] if teacher else [])]
     for network in networks:
         if precision.device.type == "cuda":
             network.to(memory_format=torch.channels_last)
         if config.compile:
             network.compile()
-    return processes.data_parallel(task, precision.device)
+    task.share_out(config.train.micro_batch)
+
+
+def make_loop(
+    session: Session, config: Config, task: DistillationTask, inputs: Inputs, precision: Precision
+) -> Loop:
+    """The loop with everything that it needs."""
+    assert inputs.train is not None and inputs.train_batches is not None
+    plan, optim = config.train, config.optim
+    mix = Mix(config.augment, num_classes=inputs.num_classes, seed=config.seed)
+
+    def ready(batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+        for name in inputs.broken.check(batch):
+            session.log.info(f"skipped {name}")
+        return mix(*to_device(batch, precision.device, precision.dtype), step)
+
+    def evaluate(stop: Any) -> Accuracy:
+        with evaluating(task.model):
+            return measure_on(inputs, task.model, session, precision, "evaluating", stop)
+
+    optimizer = create_optimizer(task, optim, batch_size=plan.batch_size, device=precision.device)
+    return Loop(
+        task=task,
+        optimizer=optimizer,
+        schedule=create_schedule(
+            optimizer,
+            optim,
+            batch_size=plan.batch_size,
+            steps_per_epoch=len(inputs.train_batches),
+            epochs=plan.epochs,
+        ),
+        plan=plan,
+        seed=config.seed,
+        clip_norm=optim.clip_norm,
+        data=TrainData(loader=inputs.train, batches=inputs.train_batches, prepare=ready),
+        evaluate=evaluate,
+        precision=precision,
+        folder=session.folder,
+        log=session.log,
+        settings=session.saved_with,
+        start_epoch=lambda epoch: task.train(),
+    )
+
+
+def identify(
+    config: Config, trained: Trained, inputs: Inputs, teacher: LoadedTeacher | None
+) -> Identity:
+    """What the run's checkpoints must agree on."""
+    return Identity(
+        model=config.teacher.name if trained == "teacher" else full_name(config.model.name),
+        trained=trained,
+        train_images=inputs.train_images,
+        num_classes=inputs.num_classes,
+        class_names=inputs.class_names,
+        teacher_sha256=teacher.sha256 if teacher else None,
+    )
 
 
 def announce(
-    log: RunLog,
+    session: Session,
     inputs: Inputs,
-    task: Task,
+    task: DistillationTask,
     teacher: LoadedTeacher | None,
-    device: torch.device,
     precision: Precision,
 ) -> None:
-    """What is about to run, in two lines."""
+    """What is about to run, in a few lines."""
     count = sum(p.numel() for p in task.model.parameters())
-    log.info(
-        f"{type(task.model).__name__}, {count / 1e6:.2f} M parameters, {inputs.num_classes} classes; "
+    session.log.tell(inputs.notes)
+    session.log.info(
+        f"{session.identity.model}, {count / 1e6:.2f} M parameters, {inputs.num_classes} classes; "
         f"{inputs.train_images} training and {inputs.val_images} validation images; "
-        f"{device}, {precision}, {processes.world_size()} process(es)"
+        f"{precision.device}, {precision}, {processes.world_size()} process(es)"
     )
     if teacher is not None:
         digest = f", SHA-256 {teacher.sha256}" if teacher.sha256 else ""
-        log.info(f"teacher {teacher.name} from {teacher.source}{digest}")
+        session.log.info(f"teacher {teacher.name} from {teacher.source}{digest}")
 
 
-def finish(
-    config: Config, trainer: Trainer, accuracy: Accuracy, teacher: LoadedTeacher | None
-) -> None:
-    """`result.json`, and the closing line."""
-    position, folder, skipped = trainer.position, trainer.folder, trainer.inputs.broken.names
-    folder.write_result(
-        {
-            **trainer.identity,
-            "method": config.distill.method if trainer.identity["trained"] == "student" else None,
-            "teacher": teacher.name if teacher else None,
-            "dataset": config.data.dataset,
-            **accuracy.row(),
-            "best_acc1": position.best_acc1,
-            "best_epoch": position.best_epoch,
-            "epochs": config.train.epochs,
-            "updates": position.updates,
-            "images_trained": position.updates * config.train.batch_size,
-            "skipped_files": len(skipped),
-            "seconds": round(position.seconds, 1),
-            "seed": config.seed,
-            "device": device_name(trainer.device),
-            "precision": str(trainer.precision),
-            "processes": processes.world_size(),
-            **provenance(),
-        }
-    )
-    trainer.log.info(
-        f"done in {clock(position.seconds)}: acc1 {accuracy.acc1:.2f}, best {position.best_acc1:.2f} in "
-        f"epoch {position.best_epoch + 1}; everything is in {folder.path}"
+def teacher_measure(
+    session: Session,
+    config: Config,
+    inputs: Inputs,
+    teacher: LoadedTeacher | None,
+    precision: Precision,
+) -> Callable[[], Accuracy] | None:
+    """What measures the teacher before training; None where nobody asked."""
+    if teacher is None or not config.teacher.evaluate:
+        return None
+    label = "evaluating the teacher"
+    return lambda: measure_on(inputs, teacher.classify, session, precision, label)
+
+
+def measure_on(
+    inputs: Inputs,
+    predict: Callable[[Tensor], Tensor],
+    session: Session,
+    precision: Precision,
+    label: str,
+    stop: Callable[[], bool] = lambda: False,
+) -> Accuracy:
+    """Accuracy of `predict` (images to logits) on the validation images."""
+    return measure(
+        predict,
+        inputs.val,
+        images=inputs.val_images,
+        precision=precision,
+        log=session.log,
+        broken=inputs.broken,
+        label=label,
+        stop=stop,
     )

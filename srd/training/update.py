@@ -15,6 +15,7 @@ from srd.errors import RunFailed
 def gradients(
     loss: Tensor,
     backward: Callable[[Tensor], None],
+    *,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     clip_norm: float | None,
@@ -37,8 +38,9 @@ def check_finite(
 
 
 def update(
-    losses: Mapping[str, Tensor],
+    loss: Tensor,
     logged: Mapping[str, Tensor],
+    *,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     clip_norm: float | None,
@@ -51,7 +53,7 @@ def update(
     so a GPU does not run dry; a loss that is not finite stops here, before the weights change.
 
     Args:
-        losses: `loss` is the one to differentiate.
+        loss: of the global batch; the one to differentiate.
         logged: the terms to check and to return, the same on every rank.
         where: epoch and step, for the message.
         backward: from the (scaled) loss to the parameters' gradients.
@@ -63,13 +65,12 @@ def update(
         RunFailed: a term is not finite, or (on the CPU, where it is known at once) the gradient.
     """
     terms = Readback(logged)
-    norm = Readback(
-        {"grad_norm": gradients(losses["loss"], backward, optimizer, scaler, clip_norm)}
-    )
+    norm = gradients(loss, backward, optimizer=optimizer, scaler=scaler, clip_norm=clip_norm)
+    grad_norm = Readback({"grad_norm": norm})
     values = terms.wait()
     check_finite(values, where)
-    if losses["loss"].device.type == "cpu":
-        check_finite(norm.wait(), where)
+    if loss.device.type == "cpu":
+        check_finite(grad_norm.wait(), where)
     scaler.step(optimizer)
     scaler.update()
-    return values, norm
+    return values, grad_norm

@@ -20,7 +20,7 @@ from yacs.config import CfgNode
 
 from scripts import evaluate_released
 from srd.evaluation.accuracy import Accuracy
-from srd.evaluation.published import beside, reproduces
+from srd.evaluation.published import compare, reproduces
 from srd.files.released import RELEASED, Released, in_ckpts, released_as
 from tests.deit.test_student import WIDTHS, reference, released_weights
 
@@ -111,7 +111,7 @@ def tiny() -> Released:
     "acc1, close", [(77.2, True), (77.3, True), (77.1, True), (77.302, False), (76.9, False)]
 )
 def test_reproduced_is_within_a_tenth_of_a_point(acc1: float, close: bool) -> None:
-    told = beside(measured(acc1), tiny(), "data.eval_crop 0.875")
+    told = compare(measured(acc1), tiny(), "data.eval_crop 0.875")
     assert reproduces(measured(acc1), tiny()) is close
     assert f"77.20 / 93.70; difference {acc1 - 77.2:+.2f} / +0.10" in told
     assert ("not reproduced" in told) is not close
@@ -119,14 +119,14 @@ def test_reproduced_is_within_a_tenth_of_a_point(acc1: float, close: bool) -> No
 
 
 def test_other_images_reproduce_nothing() -> None:
-    told = beside(measured(77.2, images=12), tiny(), "")
+    told = compare(measured(77.2, images=12), tiny(), "")
     assert "not reproduced: these are 12 images, not the 50000" in told
 
 
 def test_a_value_without_top_5_is_shown_without() -> None:
     teacher = released_as("regnety_160")
     assert teacher is not None and teacher.acc5 is None
-    assert "82.90; difference -0.90: not" in beside(measured(82.0), teacher, "")
+    assert "82.90; difference -0.90: not" in compare(measured(82.0), teacher, "")
 
 
 def test_files_are_known_by_their_names() -> None:

@@ -5,89 +5,239 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from deit.student import ConvStemDeiT
+from deit.student import ConvStemDeiT, read
 from srd.config.fields import Distill, Optim
-from srd.errors import RunFailed
-from srd.models.outputs import TeacherOutput
-from srd.training.optim import create_optimizer, create_schedule
-from srd.training.task import StudentTask
+from srd.device import Precision
+from srd.errors import RunFailed, UserError
+from srd.method.losses import create_loss
+from srd.models.outputs import Output
+from srd.models.students import Student
+from srd.training.optim import check_optimizer, create_optimizer, create_schedule
+from srd.training.task import DistillationTask
 from srd.training.update import update
 
 CPU = torch.device("cpu")
 CLASSES, BATCH, TEACHER_WIDTH = 5, 8, 40
+COSINE = Optim()
+STEPS = Optim(
+    name="momentum",
+    lr=0.1,
+    schedule="step",
+    decay_epochs=(3, 6, 7),
+    decay_rate=0.1,
+    warmup_epochs=0,
+)
+
+
+def say(images: Tensor) -> Output:
+    draw = torch.Generator().manual_seed(2)
+    features = torch.randn(BATCH, TEACHER_WIDTH, generator=draw)
+    return Output(features, torch.randn(BATCH, CLASSES, generator=draw))
 
 
 @pytest.fixture
-def task() -> StudentTask:
+def task() -> DistillationTask:
     torch.manual_seed(0)
-    student = ConvStemDeiT(24, heads=3, num_classes=CLASSES, image_size=16)
-    return StudentTask(student, Distill(), TEACHER_WIDTH)
+    student = Student(ConvStemDeiT(24, heads=3, num_classes=CLASSES, image_size=16), read)
+    distill = Distill()
+    loss = create_loss(distill.loss, student_dim=24, teacher_dim=TEACHER_WIDTH)
+    return DistillationTask(
+        student, loss, distill=distill, teach=say, smoothing=0.0, precision=Precision(CPU)
+    )
 
 
-def batch() -> tuple[Tensor, Tensor, TeacherOutput]:
+def batch() -> tuple[Tensor, Tensor]:
     draw = torch.Generator().manual_seed(1)
-    features = torch.randn(BATCH, TEACHER_WIDTH, generator=draw)
-    teacher = TeacherOutput(features, torch.randn(BATCH, CLASSES, generator=draw))
-    targets = torch.arange(BATCH) % CLASSES
-    return torch.randn(BATCH, 3, 16, 16, generator=draw), targets, teacher
+    return torch.randn(BATCH, 3, 16, 16, generator=draw), torch.arange(BATCH) % CLASSES
 
 
-def decays(task: StudentTask, config: Optim | None = None) -> dict[str, float]:
+def optimizer_of(
+    task: DistillationTask, optim: Optim = COSINE, batch_size: int = 512
+) -> torch.optim.Optimizer:
+    return create_optimizer(task, optim, batch_size=batch_size, device=CPU)
+
+
+def decays(task: DistillationTask, optim: Optim = COSINE) -> dict[str, float]:
     """Weight decay of every parameter, by name."""
-    optimizer = create_optimizer(task, config or Optim(), 512, CPU)
     names = {parameter: name for name, parameter in task.named_parameters()}
-    groups = optimizer.param_groups
+    groups = optimizer_of(task, optim).param_groups
     return {names[p]: group["weight_decay"] for group in groups for p in group["params"]}
 
 
-def test_the_optimizer_is_the_papers(task: StudentTask) -> None:
-    optimizer = create_optimizer(task, Optim(), 512, CPU)
-    assert isinstance(optimizer, torch.optim.AdamW)
+def test_the_optimizer_is_the_papers(task: DistillationTask) -> None:
+    optimizer = optimizer_of(task)
+    assert type(optimizer) is torch.optim.AdamW
     for group in optimizer.param_groups:
         assert group["lr"] == 5e-4 and group["betas"] == (0.9, 0.999) and group["eps"] == 1e-8
 
 
-def test_everything_is_in_the_optimizer_once(task: StudentTask) -> None:
-    optimizer = create_optimizer(task, Optim(), 512, CPU)
+@pytest.mark.parametrize("decay_all", [False, True])
+def test_everything_is_in_the_optimizer_once(task: DistillationTask, decay_all: bool) -> None:
+    optimizer = optimizer_of(task, Optim(decay_all=decay_all))
     held = [p for group in optimizer.param_groups for p in group["params"]]
     assert len(held) == len({id(p) for p in held}) == len(list(task.parameters()))
 
 
-def test_the_projectors_weight_decays_and_its_bias_does_not(task: StudentTask) -> None:
+def test_the_projectors_weight_decays_and_its_bias_does_not(task: DistillationTask) -> None:
     found = decays(task)
     assert found["distillation_loss.embed.weight"] == 0.05
     assert found["distillation_loss.embed.bias"] == 0
 
 
-def test_only_matrices_decay_and_no_token(task: StudentTask) -> None:
+def test_only_matrices_decay_and_no_token(task: DistillationTask) -> None:
     found, parameters = decays(task), dict(task.named_parameters())
     assert set(found) == set(parameters)
     for name, decay in found.items():
-        token = name in ("student.pos_embed", "student.cls_token")
+        token = name in ("student.model.pos_embed", "student.model.cls_token")
         assert decay == (0 if token or parameters[name].ndim < 2 else 0.05), name
-    assert found["student.head_conv.weight"] == found["student.conv_embed.proj.weight"] == 0.05
+    assert found["student.model.head_conv.weight"] == 0.05
+    assert found["student.model.conv_embed.proj.weight"] == 0.05
 
 
-def test_weight_decay_is_a_setting(task: StudentTask) -> None:
+def test_weight_decay_is_a_setting(task: DistillationTask) -> None:
     assert set(decays(task, Optim(weight_decay=0.3)).values()) == {0.0, 0.3}
 
 
 @pytest.mark.parametrize(("size", "rate"), [(256, 2.5e-4), (512, 5e-4), (1024, 1e-3)])
-def test_the_learning_rate_scales_with_the_batch(task: StudentTask, size: int, rate: float) -> None:
-    assert create_optimizer(task, Optim(), size, CPU).param_groups[0]["lr"] == pytest.approx(rate)
+def test_the_learning_rate_scales_with_the_batch(
+    task: DistillationTask, size: int, rate: float
+) -> None:
+    assert optimizer_of(task, batch_size=size).param_groups[0]["lr"] == pytest.approx(rate)
+
+
+MATRIX = "student.model.head.weight"
+
+
+def test_adamw_by_name_makes_torchs_bits(task: DistillationTask) -> None:
+    """The paper's numbers, written out, over the paper's two groups: every state to the bit."""
+    twin = copy.deepcopy(task)
+    held = {"student.model.pos_embed", "student.model.cls_token"}
+    named = list(twin.named_parameters())
+    plain = [p for name, p in named if p.ndim < 2 or name in held]
+    decaying = [p for name, p in named if not (p.ndim < 2 or name in held)]
+    reference = torch.optim.AdamW(
+        [{"params": plain, "weight_decay": 0.0}, {"params": decaying, "weight_decay": 0.05}],
+        lr=5e-4 * 256 / 512,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+    )
+    optimizer = optimizer_of(task, batch_size=256)
+    assert type(optimizer) is type(reference) and len(optimizer.param_groups) == 2
+    for ours, theirs in zip(optimizer.param_groups, reference.param_groups, strict=True):
+        assert {k: v for k, v in ours.items() if k != "params"} == {
+            k: v for k, v in theirs.items() if k != "params"
+        }
+    for _ in range(3):
+        for part, stepper in ((task, optimizer), (twin, reference)):
+            stepper.zero_grad()
+            part.losses(batch(), seed=0)["loss"].backward()
+            stepper.step()
+    for (name, ours), (_, theirs) in zip(task.named_parameters(), named, strict=True):
+        assert torch.equal(ours, theirs), name
+        for key, value in optimizer.state[ours].items():
+            assert torch.equal(value, reference.state[theirs][key]), (name, key)
+
+
+@pytest.mark.parametrize(("name", "nesterov"), [("momentum", False), ("sgd", True)])
+@pytest.mark.parametrize("momentum", [None, 0.5])
+def test_sgd_is_torchs(
+    task: DistillationTask, name: str, nesterov: bool, momentum: float | None
+) -> None:
+    twin = copy.deepcopy(task)
+    optim = Optim(
+        name=name, lr=0.1, lr_batch=256, weight_decay=1e-4, momentum=momentum, decay_all=True
+    )
+    optimizer = optimizer_of(task, optim, 256)
+    reference = torch.optim.SGD(
+        twin.parameters(), lr=0.1, momentum=momentum or 0.9, weight_decay=1e-4, nesterov=nesterov
+    )
+    assert type(optimizer) is torch.optim.SGD
+    for _ in range(3):
+        for part, stepper in ((task, optimizer), (twin, reference)):
+            stepper.zero_grad()
+            part.losses(batch(), seed=0)["ce"].backward()
+            stepper.step()
+    for (key, ours), theirs in zip(task.named_parameters(), twin.parameters(), strict=True):
+        assert torch.equal(ours, theirs), key
+
+
+def test_all_may_decay_as_torchdistills_recipes_do(task: DistillationTask) -> None:
+    assert set(decays(task, Optim(decay_all=True)).values()) == {0.05}
+    assert len(optimizer_of(task, Optim(decay_all=True)).param_groups) == 1
+
+
+def test_what_is_frozen_is_not_in_the_optimizer(task: DistillationTask) -> None:
+    task.get_parameter(MATRIX).requires_grad_(False)
+    for decay_all in (False, True):
+        assert MATRIX not in decays(task, Optim(decay_all=decay_all))
+
+
+@pytest.mark.parametrize(
+    "name", ["adam", "lamb", "lion", "rmsprop", "nadamw", "adafactor", "adopt", "adabelief"]
+)
+def test_timms_optimizers_train(task: DistillationTask, name: str) -> None:
+    optimizer = optimizer_of(task, Optim(name=name, lr=1e-3), 512)
+    first = task.losses(batch(), seed=0)["loss"].item()
+    for _ in range(5):
+        optimizer.zero_grad()
+        task.losses(batch(), seed=0)["loss"].backward()
+        optimizer.step()
+    assert task.losses(batch(), seed=0)["loss"].item() < first
+
+
+def test_settings_reach_the_optimizer(task: DistillationTask) -> None:
+    optim = Optim(name="lamb", betas=(0.5, 0.75), eps=1e-3, weight_decay=0.2)
+    for group in optimizer_of(task, optim).param_groups:
+        assert tuple(group["betas"]) == (0.5, 0.75) and group["eps"] == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"name": "adamv"}, "unknown optimizer 'adamv' (optim.name) (did you mean 'adam"),
+        ({"name": "adahessian"}, "second order"),
+        ({"name": "adamw", "momentum": 0.9}, "optim.momentum has no effect with optim.name=adamw"),
+        ({"name": "momentum", "betas": (0.9, 0.99)}, "optim.betas has no effect"),
+        ({"name": "sgd", "eps": 1e-6}, "optim.eps has no effect with optim.name=sgd"),
+        ({"name": "lion", "eps": 1e-6}, "optim.eps has no effect with optim.name=lion"),
+        ({"name": "adan", "betas": (0.9, 0.99)}, "optim.betas"),
+    ],
+)
+def test_what_an_optimizer_does_not_read_is_refused(
+    task: DistillationTask, settings: dict[str, Any], said: str
+) -> None:
+    optim = Optim(**settings)
+    for refused in (lambda: check_optimizer(optim), lambda: optimizer_of(task, optim)):
+        with pytest.raises(UserError) as caught:
+            refused()
+        assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_an_optimizer_reads_is_given_to_it() -> None:
+    assert check_optimizer(Optim()) == {}
+    given = {"betas": (0.8, 0.9), "eps": 1e-6}
+    assert check_optimizer(Optim(**given)) == given
+    assert check_optimizer(Optim(name="momentum", momentum=0.0)) == {"momentum": 0.0}
+
+
+Rate = Callable[[int], float]
 
 
 def scheduled(
-    task: StudentTask, config: Optim, size: int, steps: int, epochs: int
-) -> Callable[[int], float]:
-    """The learning rate of a step, asked for as the engine does."""
-    optimizer = create_optimizer(task, config, size, CPU)
-    schedule = create_schedule(optimizer, config, size, steps, epochs)
+    task: DistillationTask, optim: Optim, size: int, steps_per_epoch: int, epochs: int
+) -> Rate:
+    """The learning rate of a step, asked for as the loop does."""
+    optimizer = optimizer_of(task, optim, size)
+    schedule = create_schedule(
+        optimizer, optim, batch_size=size, steps_per_epoch=steps_per_epoch, epochs=epochs
+    )
 
     def rate(step: int) -> float:
         schedule.step_update(step)
@@ -99,7 +249,7 @@ def scheduled(
 
 
 @pytest.mark.parametrize("prefix", [False, True])
-def test_the_papers_schedule(task: StudentTask, prefix: bool) -> None:
+def test_the_papers_schedule(task: DistillationTask, prefix: bool) -> None:
     """300 epochs at batch 1024: 1,251 steps an epoch on ImageNet."""
     steps, epochs = 1251, 300
     rate = scheduled(task, Optim(warmup_prefix=prefix), 1024, steps, epochs)
@@ -119,45 +269,91 @@ def test_the_papers_schedule(task: StudentTask, prefix: bool) -> None:
     assert low < rate(total - 1) < low * 1.0001
 
 
-def test_a_schedule_is_a_function_of_the_step(task: StudentTask) -> None:
+def test_a_schedule_is_a_function_of_the_step(task: DistillationTask) -> None:
     rate = scheduled(task, Optim(warmup_epochs=1), 512, 10, 5)
     forward = [rate(step) for step in range(50)]
     assert [rate(step) for step in reversed(range(50))] == forward[::-1]
     assert max(forward) <= 5e-4 and len(set(forward)) == 50
 
 
-def test_without_a_warm_up_the_first_step_has_the_full_rate(task: StudentTask) -> None:
+def test_without_a_warm_up_the_first_step_has_the_full_rate(task: DistillationTask) -> None:
     assert scheduled(task, Optim(warmup_epochs=0), 512, 10, 5)(0) == 5e-4
 
 
-def test_a_warm_up_longer_than_the_run_only_warms_up(task: StudentTask) -> None:
+def test_a_warm_up_longer_than_the_run_only_warms_up(task: DistillationTask) -> None:
     rate = scheduled(task, Optim(warmup_epochs=20), 512, 10, 2)
     assert [rate(step) for step in (0, 10, 19)] == pytest.approx(
         [5e-7 + (5e-4 - 5e-7) * step / 200 for step in (0, 10, 19)]
     )
 
 
-def test_a_fraction_of_an_epoch_can_warm_up(task: StudentTask) -> None:
+def test_a_fraction_of_an_epoch_can_warm_up(task: DistillationTask) -> None:
     rate = scheduled(task, Optim(warmup_epochs=0.5), 512, 10, 2)
     assert rate(4) < rate(5) and rate(5) > rate(6)
+
+
+def test_steps_are_torchs_at_every_epoch(task: DistillationTask) -> None:
+    steps, epochs = 4, 9
+    rate = scheduled(task, STEPS, 512, steps, epochs)
+    weight = nn.Parameter(torch.zeros(1))
+    reference = torch.optim.SGD([weight], lr=0.1)
+    theirs = torch.optim.lr_scheduler.MultiStepLR(reference, [3, 6, 7], 0.1)
+    for epoch in range(epochs):
+        for step in range(steps):
+            expected = reference.param_groups[0]["lr"]
+            assert rate(epoch * steps + step) == pytest.approx(expected, rel=1e-12), (epoch, step)
+        reference.step()
+        theirs.step()
+    assert expected == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_steps_after_a_warm_up(task: DistillationTask, prefix: bool) -> None:
+    optim = replace(STEPS, warmup_epochs=2, warmup_lr=0.0, warmup_prefix=prefix)
+    rate = scheduled(task, optim, 512, 10, 12)
+    assert [rate(step) for step in (0, 10, 19)] == pytest.approx([0, 0.05, 0.095])
+    moved = 20 if prefix else 0
+    for step, expected in ((20, 0.1), (29, 0.1), (30, 1e-2), (59, 1e-2), (60, 1e-3), (70, 1e-4)):
+        at = step if step < 30 else step + moved
+        assert rate(at) == pytest.approx(expected), step
+
+
+def test_steps_scale_with_the_batch_and_come_back_from_a_checkpoint(task: DistillationTask) -> None:
+    rate = scheduled(task, STEPS, 256, 4, 9)
+    assert [rate(step) for step in (0, 12, 11)] == pytest.approx([0.05, 0.005, 0.05])
+    optimizer, other = optimizer_of(task, STEPS), optimizer_of(task, STEPS)
+    first, second = (
+        create_schedule(o, STEPS, batch_size=512, steps_per_epoch=n, epochs=9)
+        for o, n in ((optimizer, 4), (other, 1))
+    )
+    second.load_state_dict(first.state_dict())
+    for step in (0, 11, 12, 30):
+        first.step_update(step)
+        second.step_update(step)
+        assert optimizer.param_groups[0]["lr"] == other.param_groups[0]["lr"]
 
 
 OFF = torch.amp.GradScaler("cpu", enabled=False)
 
 
 def one_update(
-    task: StudentTask, scaler: torch.amp.GradScaler, clip_norm: float | None
+    task: DistillationTask, scaler: torch.amp.GradScaler, clip_norm: float | None
 ) -> tuple[dict[str, float], float]:
-    optimizer = create_optimizer(task, Optim(), 512, CPU)
-    losses = task(*batch())
-    logged = {name: value.detach() for name, value in losses.items()}
-    terms, norm = update(losses, logged, optimizer, scaler, clip_norm, "epoch 1, step 12")
+    losses = task.losses(batch(), seed=0)
+    terms, norm = update(
+        losses["loss"],
+        {name: value.detach() for name, value in losses.items()},
+        optimizer=optimizer_of(task),
+        scaler=scaler,
+        clip_norm=clip_norm,
+        where="epoch 1, step 12",
+    )
     return terms, norm.wait()["grad_norm"]
 
 
 @pytest.mark.parametrize("clip_norm", [None, 0.5])
 def test_the_gradient_is_clipped_and_told_unscaled(
-    task: StudentTask, clip_norm: float | None
+    task: DistillationTask, clip_norm: float | None
 ) -> None:
     twin = copy.deepcopy(task)
     scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=2.0**16)
@@ -171,7 +367,7 @@ def test_the_gradient_is_clipped_and_told_unscaled(
     assert clipped == pytest.approx(norm if clip_norm is None else clip_norm, rel=1e-4)
 
 
-def test_an_update_trains_the_projector(task: StudentTask) -> None:
+def test_an_update_trains_the_projector(task: DistillationTask) -> None:
     before = {name: value.clone() for name, value in task.named_parameters()}
     one_update(task, OFF, 15.0)
     moved = {
@@ -183,14 +379,14 @@ def test_an_update_trains_the_projector(task: StudentTask) -> None:
 @pytest.mark.parametrize(
     ("poisoned", "named", "not_named"),
     [
-        ("student.head_conv.weight", {"loss", "kl"}, {"ce", "repr"}),
-        ("student.head.bias", {"loss", "ce"}, {"kl", "repr"}),
+        ("student.model.head_conv.weight", {"loss", "kl"}, {"ce", "repr"}),
+        ("student.model.head.bias", {"loss", "ce"}, {"kl", "repr"}),
         ("distillation_loss.embed.weight", {"loss", "repr"}, {"ce", "kl"}),
     ],
 )
 @pytest.mark.parametrize("enabled", [False, True])
 def test_a_loss_that_is_nan_is_named_and_moves_nothing(
-    task: StudentTask, poisoned: str, named: set[str], not_named: set[str], enabled: bool
+    task: DistillationTask, poisoned: str, named: set[str], not_named: set[str], enabled: bool
 ) -> None:
     with torch.no_grad():
         task.get_parameter(poisoned).fill_(math.nan)

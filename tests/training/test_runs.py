@@ -137,7 +137,7 @@ def test_evaluation_prints_the_accuracy_that_training_reported(
 
 def test_evaluation_does_not_depend_on_the_batch(distilled: Any, recipe: Path) -> None:
     best = max(distilled.rows("eval"), key=lambda row: row["acc1"])
-    config = main.read_config(
+    config = main.configure(
         main.make_parser().parse_args([f"--config={recipe}", "--set=data.eval_batch_size=7"])
     )
     accuracy = evaluate_checkpoint(config, str(distilled.checkpoints / "best.pth"))
@@ -276,9 +276,9 @@ def test_a_loss_that_is_nan_stops_the_run_and_leaves_the_last_checkpoint(
     tmp_path: Path, recipe: Path, deit: Any, open_run: Any, monkeypatch: pytest.MonkeyPatch,
     term: str,
 ) -> None:  # fmt: skip
-    from srd.training.task import StudentTask
+    from srd.training.task import DistillationTask
 
-    losses, calls = StudentTask.losses, []
+    losses, calls = DistillationTask.losses, []
 
     def poisoned(self: Any, *arguments: Any) -> dict[str, torch.Tensor]:
         found = losses(self, *arguments)
@@ -288,7 +288,7 @@ def test_a_loss_that_is_nan_stops_the_run_and_leaves_the_last_checkpoint(
 
     command = ("--train_student", f"--config={recipe}", f"--output={tmp_path}", "--name=run")
     with monkeypatch.context() as patch:
-        patch.setattr(StudentTask, "losses", poisoned)
+        patch.setattr(DistillationTask, "losses", poisoned)
         failed = deit(*command)
     assert failed.code == 1 and "Traceback" not in failed.err
     assert f"{term} is nan" in failed.err and "step 8" in failed.err and "epoch 1" in failed.err
@@ -307,8 +307,8 @@ def test_a_teacher_stays_as_it_was_through_training(
 
     opened, open_teacher = [], training.open_teacher
 
-    def remember(*arguments: Any) -> Any:
-        opened.append(open_teacher(*arguments))
+    def remember(*arguments: Any, **named: Any) -> Any:
+        opened.append(open_teacher(*arguments, **named))
         return opened[-1]
 
     monkeypatch.setattr(training, "open_teacher", remember)

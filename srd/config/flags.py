@@ -1,0 +1,25 @@
+"""The settings that have short names: flags of the command line, keywords of `srd.train`."""
+
+from __future__ import annotations
+
+# name: (configuration field, help)
+FLAGS = {
+    "model": ("model.name", "tiny, small, base, or any timm model"),
+    "image-size": ("model.image_size", "pixels, square"),
+    "data-path": ("data.path", "folder with train/ and val/, a folder per class in each"),
+    "dataset": ("data.dataset", "imagefolder, datasets (Hugging Face), or digits (no files)"),
+    "output": ("output", "where runs go: <output>/<name>/"),
+    "name": ("name", "of this run's folder"),
+    "batch-size": ("train.batch_size", "effective batch size, over all processes"),
+    "epochs": ("train.epochs", "passes over the training images"),
+    "lr": ("optim.lr", "learning rate, for optim.lr_batch images"),
+    "warmup-epochs": ("optim.warmup_epochs", "epochs in which the learning rate rises"),
+    "seed": ("seed", "of everything random"),
+    "device": ("device", "auto, cpu or cuda"),
+    "workers": ("data.workers", "loader processes for each training process"),
+    "teacher": ("teacher.name", "a timm model"),
+    "teacher-checkpoint": ("teacher.checkpoint", "its weights"),
+    "distillation": ("distill.loss.name", "a loss: srd (the paper), vkd, kd (logits only), none"),
+    "resume": ("resume", "auto (go on where the run was), none, or a checkpoint file"),
+    "amp": ("amp", "auto, off, bf16, fp16 (or fp64, for proofs)"),
+}

@@ -1,0 +1,99 @@
+"""Losses by name: what a student learns from its teacher besides its targets.
+
+A new one is a file with a class (`srd.method.loss.Loss` says what it owes) and its settings, and
+a line in `LOSSES`. Configurations, both halves' tasks and torchdistill's boxes follow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+
+from pydantic import BeforeValidator, Field
+from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
+
+from srd.method.loss import Loss
+from srd.method.simple_recipe import SimpleRecipeLoss
+from srd.method.vkd import VkDLoss
+from srd.strict import STRICT
+
+
+@dataclass(config=STRICT)
+class KDSettings:
+    name: Literal["kd"] = "kd"
+
+
+class KD(Loss):
+    """Hinton's knowledge distillation: the KL divergence to the teacher's logits, and no more."""
+
+    reads, logits, settings = None, True, KDSettings
+
+
+@dataclass(config=STRICT)
+class NoSettings:
+    name: Literal["none"] = "none"
+
+
+class NoLoss(Loss):
+    """The student alone: no teacher is needed."""
+
+    reads, logits, settings = None, False, NoSettings
+
+
+LOSSES: dict[str, type[Loss]] = {
+    "srd": SimpleRecipeLoss,
+    "kd": KD,
+    "none": NoLoss,
+    "vkd": VkDLoss,
+}
+
+
+def _named(value: Any) -> Any:
+    """`vkd` as `{name: vkd}`: the settings that are left out are the loss's own."""
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, Mapping) or dataclasses.is_dataclass(value):
+        return value
+    raise PydanticCustomError("loss", "Input should be the name of a loss, or its settings by name")
+
+
+if TYPE_CHECKING:
+
+    class LossSettings(Protocol):
+        """The settings of one of `LOSSES`."""
+
+        name: Any
+
+else:
+    LossSettings = Annotated[
+        reduce(or_, (loss.settings for loss in LOSSES.values())),
+        Field(discriminator="name"),
+        BeforeValidator(_named),
+    ]
+
+
+def create_loss(
+    settings: LossSettings, *, student_dim: int, teacher_dim: int, across_ranks: bool = True
+) -> Loss | None:
+    """The module of a loss, its parameters drawn from torch's global generator.
+
+    Args:
+        settings: as a configuration holds them; `name` says which loss.
+        student_dim, teacher_dim: widths of what it reads.
+        across_ranks: statistics of the global batch (default), or of each rank's share.
+
+    Returns:
+        None for a loss that reads nothing.
+    """
+    loss = LOSSES[settings.name]
+    if loss.reads is None:
+        return None
+    fields = {field.name for field in dataclasses.fields(loss.settings)} - {"name"}
+    module = loss(student_dim, teacher_dim, **{name: getattr(settings, name) for name in fields})
+    if not across_ranks:
+        module.use_local_statistics()
+    return module

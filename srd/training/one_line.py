@@ -1,0 +1,56 @@
+"""A whole training in one line of Python: `srd.train(student=..., teacher=..., data=...)`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from srd.config.fields import check, default_name, read_config
+from srd.config.flags import FLAGS
+from srd.config.layers import Layer, nested, read_yaml
+from srd.errors import UserError, nearest
+from srd.run.folder import RunFolder
+from srd.training.train import Trained
+from srd.training.train import train as train_configured
+
+SHORT = {"student": "model.name", "data": "data.path"}
+
+
+def train(
+    student: str | None = None,
+    *,
+    trained: Trained = "student",
+    config: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    **keywords: Any,
+) -> Path:
+    """Train as `deit/main.py --train_student` does; returns the run's folder.
+
+    Args:
+        student: `"tiny"`, `"small"`, `"base"` or any timm model.
+        trained: `"teacher"` trains the teacher instead.
+        config: a YAML file of settings; keywords win over it.
+        settings: any configuration fields by dotted name, such as `{"optim.clip_norm": 1.0}`.
+        keywords: `teacher=`, `data=` (a folder), and the command line's flags with underscores:
+            `epochs=`, `batch_size=`, `lr=`, `distillation=`, `teacher_checkpoint=`, `output=`, ...
+
+    Raises:
+        UserError: wrong input; Stopped and RunFailed as `srd.training.train.train`.
+    """
+    fields = {name.replace("-", "_"): field for name, (field, _) in FLAGS.items()} | SHORT
+    layers = [Layer(str(config), read_yaml(config))] if config is not None else []
+    for name, value in {"student": student, **keywords}.items():
+        if name not in fields:
+            raise UserError(f"train() has no argument {name!r}{nearest(name, fields)}")
+        if value is not None:
+            plain = str(value) if isinstance(value, Path) else value
+            layers.append(Layer(f"{name}=", nested(fields[name], plain)))
+    for dotted, value in (settings or {}).items():
+        layers.append(Layer(f"settings[{dotted!r}]", nested(dotted, value)))
+    built = read_config(layers)
+    check(built)
+    name = built.name or default_name(built, trained)
+    train_configured(replace(built, name=name), trained)
+    return RunFolder(built.output, name).path
