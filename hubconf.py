@@ -58,7 +58,8 @@ def _model(
             architecture, num_classes=num_classes, **random.model_args
         )
         return model.eval()
+    # by name: torch.hub's clone of the project is not installed
     classifier = open_classifier(Path(checkpoint), (deit, resnet))
-    if (found := classifier.description.architecture) != architecture:
-        raise UserError(f"{checkpoint} holds {found}, not {architecture}")
+    if (held := classifier.description.architecture) != architecture:
+        raise UserError(f"{checkpoint} holds {held}, not {architecture}")
     return classifier.model

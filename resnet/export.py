@@ -19,6 +19,7 @@ from srd.data.preprocess import Preprocessing
 from srd.errors import UserError
 from srd.export.description import Description
 from srd.export.origin import Source
+from srd.installed import need_extra
 
 ARCHITECTURES = (
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2",
@@ -74,12 +75,9 @@ def _settings(source: Source) -> Mapping[str, Any]:
         return source.settings
     if source.config_file is None:
         return {}
-    try:
-        from resnet.recipe import read_settings
-    except ImportError as error:
-        raise UserError(
-            f"reading {source.config_file} needs {error.name}: pip install torchdistill"
-        ) from None
+    need_extra("resnet", "torchdistill", what="settings in torchdistill's YAML")
+    from resnet.recipe import read_settings
+
     return read_settings(source.config_file)
 
 

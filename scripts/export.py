@@ -1,80 +1,9 @@
-"""Hand a student on: `python scripts/export.py runs/deit_tiny_srd`.
-
-Takes a run's folder, a run's checkpoint, or a released file, and writes one folder with
-safetensors, ONNX, torch.export, what timm and the Hugging Face Hub need, and a model card.
-"""
-
-from __future__ import annotations
+"""`python scripts/export.py ...` is `srd export ...`."""
 
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from srd.cli import Parser, parse_strictly
-from srd.errors import UserError, exit_code
-from srd.export.formats import FORMATS, choose_formats
-
-
-def make_parser() -> Parser:
-    """All flags."""
-    parser = Parser(prog="scripts/export.py", description=__doc__, allow_abbrev=False)
-    add = parser.add_argument
-    add("model", metavar="CHECKPOINT_OR_RUN", help="a run's folder, or a file of weights")
-    add("--output", metavar="DIR", help="the folder to write (default: exports/<name>)")
-    add("--format", nargs="+", metavar="FORMAT", help=f"of {' '.join(FORMATS)} (default: all)")
-    add("--name", help="title of the model card (default: the run's name)")
-    add("--licence", "--license", default="unknown", help="of the weights, for the model card")
-    add("--overwrite", action="store_true", help="take the place of an earlier export")
-    add("--push-to-hub", metavar="USER/NAME", help="publish it on the Hugging Face Hub")
-    return parser
-
-
-def run(arguments: Sequence[str]) -> None:
-    """Parse and export; raises what `srd.errors.exit_code` turns into exit codes."""
-    flags = parse_strictly(make_parser(), arguments)
-    formats = FORMATS if flags.format is None else ",".join(flags.format).split(",")
-    choose_formats(formats)
-    # torch and timm take seconds to import: mistakes in the command are told before
-    from deit.export import describe as deit
-    from resnet.export import describe as resnet
-    from srd.export.classifier import open_classifier
-    from srd.export.folder import check_place, export
-    from srd.export.hub import check_hub, push
-
-    if flags.push_to_hub:
-        check_hub(flags.push_to_hub)
-    if Path(flags.model).suffix == ".onnx":
-        raise UserError(f"{flags.model} is an export already: give what it was made from")
-    classifier = open_classifier(flags.model, (deit, resnet))
-    if flags.name:
-        classifier = classifier._replace(name=flags.name)
-    folder = Path(flags.output or Path("exports") / classifier.name).expanduser()
-    check_place(folder, flags.overwrite)
-    tell_what(classifier)
-    export(
-        classifier,
-        folder,
-        formats=formats,
-        licence=flags.licence,
-        overwrite=flags.overwrite,
-        tell=print,
-    )
-    for file in sorted(folder.iterdir()):
-        print(f"{file}  {file.stat().st_size / 1e6:.3f} MB")
-    if flags.push_to_hub:
-        print(push(folder, flags.push_to_hub))
-
-
-def tell_what(classifier: Any) -> None:
-    """What is about to be exported, and what was taken for granted."""
-    description = classifier.description
-    images = description.preprocessing
-    model, accuracy = description.about.get("Model"), description.about.get("Accuracy")
-    print(f"{model or description.architecture}, {description.num_classes} classes: {accuracy}")
-    if not description.settings:
-        print(f"no run's configuration beside these weights, so images as released: {images}")
-
+from srd.commands.export import run
+from srd.errors import exit_code
 
 if __name__ == "__main__":
     sys.exit(exit_code(lambda: run(sys.argv[1:])))

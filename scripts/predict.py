@@ -1,85 +1,9 @@
-"""What is in the picture: `python scripts/predict.py exports/deit_tiny_srd cat.jpg photos/`.
+"""`python scripts/predict.py ...` is `srd predict ...`."""
 
-MODEL is an exported folder, an ONNX file that was exported here, a run's folder, or a file of
-weights. IMAGE is a picture, a folder (searched recursively), or `-`: standard input, a picture or
-a list of files, one a line. Pictures that cannot be read are named, and the exit code is 2.
-"""
-
-from __future__ import annotations
-
-import json
-import os
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from srd.cli import Parser, parse_strictly
-from srd.errors import UserError, exit_code
-
-
-def make_parser() -> Parser:
-    """All flags."""
-    parser = Parser(prog="scripts/predict.py", description=__doc__, allow_abbrev=False)
-    add = parser.add_argument
-    add("model", metavar="MODEL", help="exported folder, model.onnx, run's folder, or weights")
-    add("images", metavar="IMAGE", nargs="+", help="picture, folder, or - for standard input")
-    add("--top", type=int, default=5, help="classes to show for each picture")
-    add("--json", action="store_true", help="JSON lines instead of a table")
-    add("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    add("--batch-size", "--batch_size", type=int, default=32, help="pictures at once")
-    return parser
-
-
-def run(arguments: Sequence[str]) -> None:
-    """Parse and predict; raises what `srd.errors.exit_code` turns into exit codes."""
-    flags = parse_strictly(make_parser(), arguments)
-    if flags.top < 1 or flags.batch_size < 1:
-        raise UserError("--top and --batch-size must be at least 1")
-    # torch and timm take seconds to import: mistakes in the command are told before
-    from srd.device import choose_device
-    from srd.export.predict import find_pictures, predict
-
-    device = choose_device(flags.device)
-    pictures = find_pictures(flags.images, sys.stdin.buffer)
-    classifier = open_model(Path(flags.model).expanduser(), device)
-    broken = 0
-    for found in predict(classifier, pictures, device, flags.top, flags.batch_size):
-        if found.broken:
-            broken += 1
-            print(f"cannot read {found.broken}", file=sys.stderr)
-        else:
-            print(json.dumps(found.row()) if flags.json else found, flush=True)
-    if broken:
-        raise UserError(f"{broken} of {len(pictures)} pictures could not be read (named above)")
-
-
-def open_model(path: Path, device: Any) -> Any:
-    """The classifier, on `device`."""
-    from deit.export import describe as deit
-    from resnet.export import describe as resnet
-    from srd.export.classifier import open_classifier
-    from srd.export.graphs import open_onnx
-    from srd.export.layout import ONNX, WEIGHTS
-
-    inside = path / ONNX
-    if inside.is_file() and not (path / WEIGHTS).is_file():
-        path = inside
-    if path.suffix == ".onnx":
-        return open_onnx(path, device.type)
-    classifier = open_classifier(path, (deit, resnet))
-    classifier.model.to(device)
-    return classifier
-
-
-def main() -> int:
-    """The exit code; a reader that has seen enough (`| head`) is no failure."""
-    try:
-        return exit_code(lambda: run(sys.argv[1:]))
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-
+from srd.commands.predict import run
+from srd.errors import exit_code
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(lambda: run(sys.argv[1:])))

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from srd.errors import UserError, nearest
 from srd.export.description import Description, exported_with, read_description
 from srd.export.layout import CONFIG, WEIGHTS
+from srd.export.of_run import describe_run
 from srd.export.origin import Source, read_source
 from srd.files.checkpoint import explain_mismatch, load_weights
+from srd.installed import registered
 
 
 class Classifier(NamedTuple):
@@ -35,12 +37,16 @@ class Classifier(NamedTuple):
 Half = Callable[[Source], tuple[Description, Mapping[str, Tensor]] | None]
 
 
-def open_classifier(path: str | Path, halves: Iterable[Half]) -> Classifier:
+def open_classifier(path: str | Path, halves: Iterable[Half] | None = None) -> Classifier:
     """The classifier in an exported folder, a run's folder, or a file of weights; on the CPU.
 
+    Args:
+        halves: are asked whose weights these are; None: those that are installed.
+
     Raises:
-        UserError: no such thing, or weights that none of `halves` knows.
+        UserError: no such thing, or weights that nobody knows.
     """
+    halves = installed_halves() if halves is None else halves  # they register with timm, too
     path = Path(path).expanduser()
     if (folder := exported_folder(path)) is not None:
         weights = folder / WEIGHTS
@@ -50,14 +56,19 @@ def open_classifier(path: str | Path, halves: Iterable[Half]) -> Classifier:
     source = read_source(path / WEIGHTS if (path / WEIGHTS).is_file() else path)
     if (described := exported_with(source.metadata)) is not None:
         return build(described, source.weights, source.path, source.path.stem)
-    for half in halves:
+    for half in (describe_run, *halves):
         if (found := half(source)) is not None:
             return build(*found, source.path, source.run_name or found[0].architecture)
     some = ", ".join(list(source.weights)[:3])
     raise UserError(
-        f"{source.path} holds no student of this project: neither DeiT with a convolutional stem "
-        f"nor a ResNet has {some}, ..."
+        f"{source.path} holds no student of this project: it is no run's, and neither DeiT with a "
+        f"convolutional stem nor a ResNet has {some}, ..."
     )
+
+
+def installed_halves() -> list[Half]:
+    """Those of the entry points "srd.halves"."""
+    return [entry.load() for entry in registered("srd.halves").values()]
 
 
 def exported_folder(path: Path) -> Path | None:

@@ -7,7 +7,6 @@ renamed when everything in it has been read back and compared.
 from __future__ import annotations
 
 import os
-import runpy
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +20,6 @@ from srd.export.formats import FORMATS, choose_formats
 from srd.export.graphs import Original
 from srd.export.layout import CARD
 from srd.files.checkpoint import write_text
-from srd.files.released import REPOSITORY
 
 
 def export(
@@ -127,7 +125,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-if __name__ == "__main__":  # `python -m srd.export.folder` is the same command
-    runpy.run_path(str(REPOSITORY / "scripts" / "export.py"), run_name="__main__")

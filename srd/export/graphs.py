@@ -201,6 +201,6 @@ def open_onnx(path: Path, device: str = "cpu") -> Classifier:
     if (description := exported_with(network.metadata)) is None:
         raise UserError(
             f"{path} does not say how its images are to be prepared: only ONNX files written by "
-            "scripts/export.py do"
+            "srd export do"
         )
     return Classifier(network, description, path.stem)

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 
 from srd.files.hashes import claimed_digits
+from srd.files.locate import PACKAGE
 
-REPOSITORY = Path(__file__).resolve().parent.parent.parent
 TORCH_CACHE = "torch's cache"
 UNKNOWN = "not published"
 
@@ -127,8 +127,8 @@ RELEASED = (
 
 
 def in_ckpts(*names: str) -> Path | None:
-    """The first of `names` that exists in `ckpts/`, here or in the repository."""
-    places = (Path("ckpts"), REPOSITORY / "ckpts")
+    """The first of `names` that exists in `ckpts/`, here or in the checkout that Python runs."""
+    places = (Path("ckpts"), PACKAGE / "ckpts")
     return next(
         (place / name for name in names for place in places if (place / name).is_file()), None
     )

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from deit import main
-from scripts import export, predict
+from srd.commands import export, predict
 from srd.data.sources import DigitImages
 from srd.errors import exit_code
 
@@ -55,7 +55,7 @@ def deit_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def deit_folder(deit_run: Path) -> Path:
-    """What `scripts/export.py` makes of it, in all formats."""
+    """What `srd export` makes of it, in all formats."""
     folder = deit_run.parent / "exported"
     export.run([str(deit_run), f"--output={folder}"])
     return folder
@@ -85,13 +85,13 @@ def as_command(run: Callable[[list[str]], None], capsys: pytest.CaptureFixture[s
 
 @pytest.fixture
 def exporting(capsys: pytest.CaptureFixture[str]) -> Command:
-    """`exporting(...)` is `python scripts/export.py ...`, in this process."""
+    """`exporting(...)` is `srd export ...`, in this process."""
     return as_command(export.run, capsys)
 
 
 @pytest.fixture
 def predicting(capsys: pytest.CaptureFixture[str]) -> Command:
-    """`predicting(...)` is `python scripts/predict.py ...`, in this process."""
+    """`predicting(...)` is `srd predict ...`, in this process."""
     return as_command(predict.run, capsys)
 
 

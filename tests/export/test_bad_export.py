@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +10,6 @@ import torch
 
 from deit.student import create_student
 from tests.export.conftest import Command
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -38,16 +34,6 @@ def test_wrong_input(
     places = {"RUN": str(deit_run), "FOLDER": str(deit_folder)}
     done = exporting(*(places.get(argument, argument) for argument in arguments))
     assert done.code == 2 and told in done.err and done.err.count("\n") == 1, done.err
-
-
-def test_the_module_is_the_same_command() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "srd.export.folder", "nowhere"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2 and "no checkpoint at nowhere" in done.stderr
 
 
 def shapes(**changes: Any) -> dict[str, torch.Tensor]:

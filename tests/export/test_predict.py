@@ -1,4 +1,4 @@
-"""`scripts/predict.py`: where pictures come from, what is printed, and what happens to broken ones."""
+"""`srd predict`: where pictures come from, what is printed, and what happens to broken ones."""
 
 from __future__ import annotations
 
