@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-import timm
 from torch import Tensor, nn
 
 from srd.errors import UserError
@@ -125,19 +124,19 @@ def find(name: str, *, role: str = "student") -> Builder | None:
     Raises:
         UserError: neither has it (with the nearest name), or its module cannot be imported.
     """
-    if name in STUDENTS or name.startswith(timm_models.HUB) or timm.is_model(name.split(".")[0]):
-        return STUDENTS.get(name)
+    if name in STUDENTS:
+        return STUDENTS[name]
     entries = {entry.name: entry for entry in metadata.entry_points(group=GROUP)}
     if name in entries:
         _load(entries[name])
-    if name not in STUDENTS:
-        try:
-            timm_models.check_name(name, role=role, others=[*STUDENTS, *entries])
-        except UserError as error:
-            if STUDENTS or entries:
-                raise
-            raise UserError(f"{error}; {not_installed()}") from None
-    return STUDENTS[name]
+        return STUDENTS[name]
+    try:
+        timm_models.check_name(name, role=role, others=[*STUDENTS, *entries])
+    except UserError as error:
+        if STUDENTS or entries:
+            raise
+        raise UserError(f"{error}; {not_installed()}") from None
+    return None
 
 
 def _load(entry: metadata.EntryPoint) -> None:
