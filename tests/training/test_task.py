@@ -235,6 +235,7 @@ def test_the_teacher_is_neither_trained_nor_saved(loaded: bool) -> None:
 def test_the_projector_learns_from_the_representation_loss() -> None:
     task = make_task()
     projector = task.distillation_loss.projector
+    task.student.requires_grad_(False)
     optimizer = torch.optim.SGD(projector.parameters(), lr=0.05)
     first = task.losses(batch(), seed=0)["repr"].item()
     for _ in range(50):
