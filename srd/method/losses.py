@@ -1,7 +1,8 @@
 """Losses by name: what a student learns from its teacher besides its targets.
 
 A new one is a file with a class (`srd.method.loss.Loss` says what it owes) and its settings, and
-a line in `LOSSES`. Configurations, both halves' tasks and torchdistill's boxes follow.
+a line in `LOSSES`, here or in that file. Configurations, both halves' tasks and torchdistill's boxes
+follow.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field, PlainValidator, TypeAdapter
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
@@ -61,6 +62,13 @@ def _named(value: Any) -> Any:
     raise PydanticCustomError("loss", "Input should be the name of a loss, or its settings by name")
 
 
+def _of_the_loss(value: Any) -> Any:
+    """The settings of the loss that `value` names, of those that are in the table by now."""
+    kinds: Any = reduce(or_, (loss.settings for loss in LOSSES.values()))
+    by_name = TypeAdapter(Annotated[kinds, Field(discriminator="name")])
+    return by_name.validate_python(_named(value))
+
+
 if TYPE_CHECKING:
 
     class LossSettings(Protocol):
@@ -69,11 +77,7 @@ if TYPE_CHECKING:
         name: Any
 
 else:
-    LossSettings = Annotated[
-        reduce(or_, (loss.settings for loss in LOSSES.values())),
-        Field(discriminator="name"),
-        BeforeValidator(_named),
-    ]
+    LossSettings = Annotated[Any, PlainValidator(_of_the_loss)]
 
 
 def create_loss(
