@@ -100,10 +100,9 @@ def recipe_file(name: str | Path) -> Path:
         UserError: neither (with the nearest of the project's own).
     """
     path = Path(name).expanduser()
-    for place in (path, PACKAGE / path):
-        if place.is_file():
-            return place
     if path.exists():
-        raise UserError(f"cannot read the configuration {name}: not a file")
+        return path
+    if (PACKAGE / path).is_file():
+        return PACKAGE / path
     own = [file.relative_to(PACKAGE).as_posix() for file in (PACKAGE / "configs").rglob("*.yaml")]
     raise UserError(f"cannot read the configuration {name}: no such file{nearest(str(name), own)}")
