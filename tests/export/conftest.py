@@ -99,7 +99,8 @@ def predicting(capsys: pytest.CaptureFixture[str]) -> Command:
 def fresh_python(tmp_path: Path) -> Callable[..., str]:
     """Runs a script in an interpreter that has the installed packages, and nothing of this project.
 
-    Isolated (-I), and without site (-S), whose .pth files would bring an editable install in.
+    Isolated (-I), without site (-S), whose .pth files would bring an editable install in, and without
+    leaving anything behind (-B).
     """
     packages = dict.fromkeys(sysconfig.get_paths()[name] for name in ("purelib", "platlib"))
     header = (
@@ -112,7 +113,7 @@ def fresh_python(tmp_path: Path) -> Callable[..., str]:
         path = tmp_path / "script.py"
         path.write_text(header + script)
         done = subprocess.run(
-            [sys.executable, "-I", "-S", str(path), *map(str, arguments)],
+            [sys.executable, "-I", "-S", "-B", str(path), *map(str, arguments)],
             env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
             cwd=tmp_path,
             capture_output=True,

@@ -228,6 +228,25 @@ def test_class_names_are_the_image_folders(
     )  # both, though five are asked for
 
 
+def test_a_timm_student_is_what_its_run_says(
+    tmp_path: Path, exporting: Command, predicting: Command, pictures: list[Path]
+) -> None:
+    """A ResNet too, which by its weights alone would be taken for torchvision's."""
+    run = train(tmp_path, "--model=resnet18", "--set=model.image_size=16")
+    done = exporting(run, "--output", tmp_path / "out", "--format", "timm")
+    assert done.code == 0 and done.out.startswith("resnet18, 10 classes: top-1 "), done.out
+    assert left_in(tmp_path / "out") == {"README.md", "config.json", "model.safetensors"}
+    images = json.loads((tmp_path / "out" / "config.json").read_text())["pretrained_cfg"]
+    assert images["input_size"] == [3, 16, 16] and images["mean"] == [0.4, 0.5, 0.6]
+    plain = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    x = torch.randn(2, 3, 16, 16)
+    by_run = timm.create_model("resnet18", num_classes=10).eval()
+    by_run.load_state_dict(load_weights(run / "student.safetensors"))
+    assert torch.equal(plain(x), by_run(x))
+    mine, theirs = (predicting(f, pictures[0], "--device=cpu").out for f in (run, tmp_path / "out"))
+    assert mine == theirs != ""
+
+
 def test_a_teacher_that_was_trained_here_is_plain_timm(tmp_path: Path, exporting: Command) -> None:
     run = _teacher(tmp_path)
     assert exporting(run, "--output", tmp_path / "out", "--format", "timm").code == 0

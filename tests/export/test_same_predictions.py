@@ -68,7 +68,7 @@ def expected(deit_run: Path, pictures: list[Path]) -> torch.Tensor:
     config = build(Config, [Layer("run", read_yaml(deit_run / "config.yaml"))])
     student = create_student("tiny", 10, 32)
     student.load_state_dict(load_weights(deit_run / "student.safetensors"))
-    transform = eval_transform(config)
+    transform = eval_transform(config.data, config.model.image_size)
     images = torch.stack([transform(Image.open(path).convert("RGB")) for path in pictures])
     with torch.no_grad():
         found = student.eval()(images).softmax(dim=1)
