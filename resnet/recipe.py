@@ -15,9 +15,10 @@ from torchdistill.common import yaml_util
 
 from resnet.nodes import ITEM, PLAIN, _at, _check, _check_dependencies, _walk
 from resnet.trust import check_object, forbid_pickled_code
+from srd.config.fields import Saving
 from srd.config.layers import Amp, Layer, build
 from srd.errors import UserError, nearest
-from srd.strict import STRICT, Count, Index
+from srd.strict import STRICT
 
 SECTIONS = ("dependencies", "root_dir", "datasets", "models", "train", "test", "run")
 # Where files are and how a machine is used: not part of the recipe.
@@ -30,30 +31,17 @@ NOT_RECIPE_KEYS = {
     "dst_ckpt",
     "log_freq",
 }
-NOT_RECIPE = (
-    "run.save_every",
-    "run.save_every_steps",
-    "run.keep_last",
-    "run.keep_every",
-    "run.keep_best",
-    "run.log_every",
-)
+NOT_RECIPE = tuple(f"run.{field.name}" for field in dataclasses.fields(Saving))
 
 
 @dataclass(config=STRICT)
-class Run:
+class Run(Saving):
     """Our own section of the file, `run:`; all of it optional."""
 
     amp: Amp = "off"
     channels_last: bool = False
     deterministic: bool = False
     global_statistics: bool = True  # of the whole batch; off: each process's share of it
-    save_every: Count = 1
-    save_every_steps: Index = 0
-    keep_last: Count = 2
-    keep_every: Index = 0
-    keep_best: bool = True
-    log_every: Count = 10
 
 
 @dataclasses.dataclass

@@ -8,8 +8,8 @@ wins. `docs/fidelity.md` says where each default comes from.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import field
-from typing import Annotated, Literal
+from dataclasses import field, replace
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -74,7 +74,7 @@ class Augment:
 class Optim:
     """Optimizer and schedule; the learning rates are for `lr_batch` images and scale with the batch.
 
-    What an optimizer or a schedule does not read is refused; None leaves it to the optimizer.
+    What the optimizer or the schedule does not read is refused; None leaves it to the optimizer.
     """
 
     name: str = "adamw"  # timm's names: adamw, sgd (Nesterov), momentum (SGD without), lamb, ...
@@ -208,29 +208,51 @@ def read_config(layers: Iterable[Layer]) -> Config:
     Raises:
         UserError: as `srd.config.layers.build`.
     """
-    layers = [Layer(layer.source, moved(layer.values, MOVED)) for layer in layers]
-    return build(Config, _with_last_loss(layers))
+    layers = [Layer(source, _moved(values)) for source, values in layers]
+    config = build(Config, _of_last_loss(layers))
+    optim = config.optim
+    if (
+        optim.name == "adamw"
+    ):  # torch's numbers, and the paper's: written down, whoever changes them
+        optim = replace(optim, betas=optim.betas or (0.9, 0.999), eps=optim.eps or 1e-8)
+    return replace(config, optim=optim)
 
 
-def _with_last_loss(layers: list[Layer]) -> list[Layer]:
-    """`layers`, those before the last that names a loss without settings of another loss."""
+def _moved(values: Mapping[str, Any]) -> dict[str, Any]:
+    """An earlier version's settings at their places of today.
+
+    There, all settings of `srd` stood beside every method; with another, they had no effect.
+    """
+    distill = values.get("distill")
+    if isinstance(distill, Mapping) and distill.get("method", "srd") != "srd":
+        idle = [key.split(".")[1] for key in MOVED if key != "distill.method"]
+        values = {**values, "distill": {k: v for k, v in distill.items() if k not in idle}}
+    return moved(values, MOVED)
+
+
+def _of_last_loss(layers: list[Layer]) -> list[Layer]:
+    """`layers` with the settings of the loss that is named last: another one's are left out."""
+    name: Any = "srd"
     kept: list[Layer] = []
-    name: str | None = None
-    for source, values in reversed(layers):
+    for source, values in layers:
         distill = values.get("distill")
         loss = distill.get("loss") if isinstance(distill, Mapping) else None
         if isinstance(loss, str):
             loss = {"name": loss}
-        if isinstance(loss, Mapping):
-            own = loss.get("name", "srd" if name is None else name)
-            if name is not None and own != name:
-                loss = {}
-            elif "name" in loss:
-                name = loss["name"]
+        if isinstance(loss, Mapping) and loss.get("name", name) != name:
+            name, kept = loss["name"], [_without_loss(layer) for layer in kept]
+        if isinstance(distill, Mapping) and isinstance(loss, Mapping):
             values = {**values, "distill": {**distill, "loss": loss}}
         kept.append(Layer(source, values))
-    default = Layer("", {"distill": {"loss": {"name": "srd" if name is None else name}}})
-    return [default, *reversed(kept)]
+    return [Layer("", {"distill": {"loss": {"name": name}}}), *kept]
+
+
+def _without_loss(layer: Layer) -> Layer:
+    distill = layer.values.get("distill")
+    if not isinstance(distill, Mapping):
+        return layer
+    rest = {key: value for key, value in distill.items() if key != "loss"}
+    return Layer(layer.source, {**layer.values, "distill": rest})
 
 
 def default_name(config: Config, trained: Literal["student", "teacher"]) -> str:
@@ -271,6 +293,8 @@ def check_schedule(optim: Optim) -> None:
             "optim.schedule step needs optim.decay_epochs and optim.decay_rate, such as "
             "[30, 60, 90] and 0.1"
         )
+    if optim.decay_epochs is not None and list(optim.decay_epochs) != sorted(optim.decay_epochs):
+        raise UserError(f"optim.decay_epochs {list(optim.decay_epochs)} must ascend")
     if optim.schedule == "cosine" and steps != (None, None):
         raise UserError(
             "optim.decay_epochs and optim.decay_rate have no effect on a cosine: set "

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from srd.errors import UserError
 
-Representation = Literal["features", "tokens"]
+Representation = Literal["features", "tokens", "logits"]
 
 
 class Output(NamedTuple):

@@ -37,8 +37,11 @@ def load_resume(
     if not isinstance(saved, dict) or "position" not in state:
         raise UserError(f"{path} is not a checkpoint of a run here: it cannot be resumed")
     settings = {name: value for name, value in saved.items() if name != "identity"}
-    saved = {**upgrade(settings), "identity": saved.get("identity") or {}}
-    # The names of the classes are for those who use the student; older checkpoints lack them.
+    identity = saved.get("identity") or {}
+    saved = {**upgrade(settings), "identity": identity}
+    known = {name: value for name, value in recipe["identity"].items() if name in identity}
+    recipe = {**recipe, "identity": known}  # older checkpoints say less
+    # The names of the classes are for those who use the student.
     changed = differences(saved, recipe, (*not_recipe, "identity.class_names"))
     if changed:
         raise UserError(
@@ -49,10 +52,14 @@ def load_resume(
 
 
 class Opened(NamedTuple):
-    """How a run starts: the state to go on from (None: from its start), and what to tell."""
+    """How a run starts: the state to go on from (None: from its start), and what to tell.
+
+    Of a finished run also its result; then nothing in its folder has been touched.
+    """
 
     state: dict[str, Any] | None
     notes: list[str]
+    result: dict[str, Any] | None = None
 
     @property
     def updates(self) -> int:
@@ -99,6 +106,8 @@ def open_run(
         state = None
         if path is not None:
             state = load_resume(path, recipe, not_recipe=not_recipe, upgrade=upgrade)
+        if state is not None and (result := processes.from_main(folder.read_result)) is not None:
+            return Opened(state, [], result)
         text = config_text or dump_yaml(settings)
         notes = processes.from_main(lambda: _make_ready(folder, text, start, damaged))
     except UserError:

@@ -149,7 +149,7 @@ def open_session(
         config_text=config_text,
     )
     try:
-        if opened.state is not None and (result := folder.read_result()) is not None:
+        if (result := opened.result) is not None:
             if processes.is_main():
                 scores = f"acc1 {result['acc1']:.2f}, best {result['best_acc1']:.2f}"
                 print(f"already finished: {scores}; see {folder.path}")

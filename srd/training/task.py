@@ -39,6 +39,8 @@ class DistillationTask(nn.Module):
         smoothing: of class-index targets (mixed targets are smoothed when mixed).
     """
 
+    teach: Teach | None
+
     def __init__(
         self,
         student: Student,
@@ -52,7 +54,8 @@ class DistillationTask(nn.Module):
         super().__init__()
         self.student, self.distillation_loss = student, representation_loss
         self.distill, self.loss = distill, LOSSES[distill.loss.name]
-        self.teach, self.smoothing, self.precision = teach, smoothing, precision
+        self.smoothing, self.precision = smoothing, precision
+        self.hold(teach)
         # What a step calls: the modules themselves, or what stands before them.
         self.call_student: Callable[[Tensor], Output] = student
         self.call_loss: nn.Module | None = representation_loss
@@ -70,7 +73,11 @@ class DistillationTask(nn.Module):
             self.call_student = data_parallel(self.student, self.precision.device)
         else:
             self.call_student = MicroBatches(self.student, micro_batch, self.precision)
-            self.teach = in_parts(self.teach, micro_batch) if self.teach else None
+            self.hold(in_parts(self.teach, micro_batch) if self.teach else None)
+
+    def hold(self, teach: Teach | None) -> None:
+        """Take a teacher without making it a part of this module, whatever it is."""
+        object.__setattr__(self, "teach", teach)
 
     def losses(self, batch: tuple[Tensor, Tensor], seed: int) -> dict[str, Tensor]:
         """The losses by name, `loss` their weighted sum, scalars in float32 or better.
@@ -92,8 +99,9 @@ class DistillationTask(nn.Module):
                 terms["kl"] = distillation_kl(soft, z_t.logits, distill.temperature)
                 loss = loss + distill.kl_weight * terms["kl"]
             if z_t is not None and self.call_loss is not None:
-                read = self.loss.reads
-                terms["repr"] = self.call_loss(getattr(z_s, read), getattr(z_t, read))
+                reads = self.loss.reads or "features"
+                own = soft if reads == "logits" else getattr(z_s, reads)
+                terms["repr"] = self.call_loss(own, getattr(z_t, reads))
                 loss = loss + distill.repr_weight * terms["repr"]
         return {"loss": loss, **terms}
 

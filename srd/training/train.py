@@ -178,7 +178,7 @@ def make_task(
             image_size=size,
             drop_path=config.model.drop_path,
             role=trained,
-            reads_features=loss.reads is not None,
+            reads_features=loss.reads in ("features", "tokens"),
         )
         representation = None
         if teacher is not None and loss.reads is not None:

@@ -142,7 +142,7 @@ def test_files_are_known_by_their_names() -> None:
 def three_classes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An empty project folder, for weights of three classes."""
     monkeypatch.setattr(evaluate_released, "CLASSES", CLASSES)
-    monkeypatch.setattr("srd.files.released.REPOSITORY", tmp_path)
+    monkeypatch.setattr("srd.files.released.PACKAGE", tmp_path)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -24,7 +24,7 @@ Refused = Callable[..., str]
 def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, narrow: None) -> None:
     """In an empty folder, with no ckpts/ in the repository either."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("srd.files.released.REPOSITORY", tmp_path)
+    monkeypatch.setattr("srd.files.released.PACKAGE", tmp_path)
 
 
 @pytest.fixture

@@ -241,6 +241,29 @@ def test_settings_of_an_earlier_version_are_upgraded(tmp_path: Path) -> None:
         pass
 
 
+def test_a_checkpoint_whose_identity_says_less_goes_on(tmp_path: Path) -> None:
+    """Earlier versions of the ResNet half wrote what it knows, and nothing else."""
+    knows = {"model": "toy", "teacher": "big", "train_images": 22, "seed": 3, "lr_factor": 1}
+    identity = Identity(**knows, class_names=["a", "b"])
+    with opened(tmp_path, identity) as session:
+        assert session is not None
+        with pytest.raises(Stopped):
+            make_loop(
+                session.folder, session.log, PLAN, signal_at(6), settings=session.saved_with
+            ).fit()
+    last = tmp_path / "toy/checkpoints/last.pth"
+    state = load_file(last)
+    state["config"]["identity"] = knows
+    save_state(last, state)
+    with opened(tmp_path, identity) as session:
+        assert session is not None and session.state is not None
+    with (
+        pytest.raises(UserError, match=r"identity\.lr_factor: 1 -> 2"),
+        opened(tmp_path, replace(identity, lr_factor=2)),
+    ):
+        pass
+
+
 def test_the_configuration_may_be_kept_as_it_was_written(tmp_path: Path) -> None:
     with opened(tmp_path, config_text="# mine\noptim: {lr: 1e-1}\n"):
         pass
