@@ -78,7 +78,7 @@ def die_at(folder: Path, step: int) -> None:
 
 def evaluate(folder: Path) -> None:
     """500 images, whatever the number of processes divides."""
-    config = deit.read_config(deit.make_parser().parse_args([f"--config={folder / 'deit.yaml'}"]))
+    config = deit.configure(deit.make_parser().parse_args([f"--config={folder / 'deit.yaml'}"]))
     found = evaluation.evaluate_checkpoint(config, str(folder / "random.pth"))
     if RANK == 0:
         (folder / f"accuracy_{PROCESSES}.json").write_text(json.dumps(found.row()))

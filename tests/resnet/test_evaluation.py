@@ -20,7 +20,7 @@ RECIPE = DATA + MODEL + LOADERS + CRITERION + CE + TEST
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty project folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("srd.files.released.REPOSITORY", tmp_path)
+    monkeypatch.setattr("srd.files.released.PACKAGE", tmp_path)
     return tmp_path
 
 

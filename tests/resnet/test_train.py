@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -155,16 +157,17 @@ def test_a_run_that_stops_and_goes_on_ends_in_the_same_weights(
     tmp_path: Path, srd_yaml: str, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert command(srd_yaml, "--name", "whole") == 0
-    step = runner.BoxLoop.train_step
+    to_device, steps = runner.to_device, iter(range(100))
 
-    def stop_at_four(loop: runner.BoxLoop, batch: object, bar: object) -> None:
-        if loop.position.updates == 4:
-            loop.signals.received = 15
-        step(loop, batch, bar)
+    def struck(*items: Any, **more: Any) -> Any:
+        if next(steps) == 4:
+            signal.raise_signal(signal.SIGTERM)
+        return to_device(*items, **more)
 
-    monkeypatch.setattr(runner.BoxLoop, "train_step", stop_at_four)
+    monkeypatch.setattr(runner, "to_device", struck)
     assert command(srd_yaml, "--name", "halves") == 143
-    monkeypatch.setattr(runner.BoxLoop, "train_step", step)
+    state = load_state(tmp_path / "runs/halves/checkpoints/last.pth")
+    assert state["position"]["updates"] == 5
     assert command(srd_yaml, "--name", "halves") == 0
     whole, halves = (
         load_state(tmp_path / f"runs/{n}/checkpoints/last.pth") for n in ("whole", "halves")

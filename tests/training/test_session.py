@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
@@ -268,3 +269,42 @@ def test_the_configuration_may_be_kept_as_it_was_written(tmp_path: Path) -> None
     with opened(tmp_path, config_text="# mine\noptim: {lr: 1e-1}\n"):
         pass
     assert (tmp_path / "toy/config.yaml").read_text() == "# mine\noptim: {lr: 1e-1}\n"
+
+
+def as_earlier(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as earlier versions saved them: AdamW alone, and srd's fields beside every method."""
+    optim = dict(settings["optim"])
+    for later in ("name", "momentum", "decay_all", "schedule", "decay_epochs", "decay_rate"):
+        del optim[later]
+    assert optim["betas"] == [0.9, 0.999] and optim["eps"] == 1e-8
+    distill = dict(settings["distill"])
+    loss = distill.pop("loss")
+    own = {"match": "correlation", "alpha": 4.0, "bn_eps": None, "log_eps": None}
+    own |= {name: value for name, value in loss.items() if name in own}
+    return {**settings, "optim": optim, "distill": {"method": loss["name"], **own, **distill}}
+
+
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize("method", ["srd", "kd", "none"])
+def test_a_run_that_an_earlier_version_began_goes_on_to_the_same_bits(
+    tmp_path: Path,
+    method: str,
+    recipe: Path,
+    deit: Callable[..., Any],
+    strike: Callable[[Callable[[], None], int], None],
+    open_run: Callable[[Path], Any],
+) -> None:
+    arguments = ["--train_student", f"--config={recipe}", f"--output={tmp_path}"]
+    arguments += [f"--distillation={method}"]
+    assert deit(*arguments, "--name=whole").code == 0
+    strike(lambda: signal.raise_signal(signal.SIGTERM), 7)
+    assert deit(*arguments, "--name=parts").code == 143
+    last = tmp_path / "parts/checkpoints/last.pth"
+    state = load_file(last)
+    identity = {name: value for name, value in state["config"].pop("identity").items() if value}
+    state["config"] = {**as_earlier(state["config"]), "identity": identity}
+    save_state(last, state)
+    changed = deit(*arguments, "--name=parts", "--set=optim.weight_decay=0.1")
+    assert changed.code == 2 and "(optim.weight_decay: 0.05 -> 0.1)" in changed.err
+    assert deit(*arguments, "--name=parts").code == 0
+    open_run(tmp_path / "parts").assert_same(open_run(tmp_path / "whole"))

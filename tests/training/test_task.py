@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from deit.student import ConvStemDeiT, read
@@ -15,10 +16,12 @@ from srd.config.fields import Distill, read_config
 from srd.config.layers import Layer
 from srd.device import Precision
 from srd.files.weights import split
+from srd.method.loss import Loss
 from srd.method.losses import LOSSES, create_loss
 from srd.models.outputs import Output
 from srd.models.students import Student, open_student
 from srd.models.teacher import FrozenTeacher, LoadedTeacher, Normalization
+from srd.strict import STRICT
 from srd.training.task import DistillationTask
 
 WIDTH, TEACHER_WIDTH, CLASSES, BATCH, SIZE = 24, 40, 5, 8, 32
@@ -171,6 +174,44 @@ def test_a_student_with_one_head_learns_all_with_it(name: str, model: str) -> No
     # Of the logits, the sum of both gradients comes back to the one head.
     losses["loss"].backward()
     assert all(p.grad is not None for p in student.parameters())
+
+
+@pytest.mark.parametrize("reads", ["features", "tokens", "logits"])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_a_loss_is_given_what_it_reads(
+    reads: Any, heads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a student with two heads, the logits that learn from the teacher."""
+    given: list[tuple[Tensor, Tensor]] = []
+
+    @dataclass(config=STRICT)
+    class Settings:
+        name: Literal["mine"] = "mine"
+
+    class Mine(Loss):
+        settings = Settings
+
+        def __init__(self, student_dim: int, teacher_dim: int) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, z_s: Tensor, z_t: Tensor) -> Tensor:
+            given.append((z_s, z_t))
+            return self.scale * z_s.mean()
+
+    monkeypatch.setattr(Mine, "reads", reads)
+    monkeypatch.setitem(LOSSES, "mine", Mine)
+    student = (
+        deit() if heads == 2 else open_student("test_vit", num_classes=CLASSES, image_size=SIZE)
+    )
+    teacher = what_a_teacher_says()._replace(tokens=torch.zeros(BATCH, 4, TEACHER_WIDTH))
+    task = make_task(distilling("mine"), student, teach=lambda images: teacher)
+    losses = task.losses(batch(), seed=0)
+    ((z_s, z_t),) = given
+    said = student(batch()[0])
+    logits = said.logits if heads == 1 else said.distilled_logits
+    assert torch.equal(z_s, logits if reads == "logits" else getattr(said, reads))
+    assert z_t is getattr(teacher, reads) and list(losses) == ["loss", "ce", "kl", "repr"]
 
 
 def test_class_indices_are_smoothed_and_mixed_targets_are_not() -> None:
