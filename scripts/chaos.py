@@ -103,8 +103,10 @@ class Victim:
 
 def family(first: int) -> list[int]:
     """A process and all that it started: torchrun's are in sessions of their own."""
-    found = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True)
-    parents = [tuple(map(int, line.split())) for line in found.stdout.splitlines()]
+    processes = subprocess.run(
+        ["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True
+    )
+    parents = [tuple(map(int, line.split())) for line in processes.stdout.splitlines()]
     members = [first]
     for member in members:  # grows as children are found
         members += [process for process, parent in parents if parent == member]
@@ -113,8 +115,8 @@ def family(first: int) -> list[int]:
 
 def rows(folder: Path) -> list[dict[str, Any]]:
     """The metrics without what a clock says."""
-    found = read_metrics(folder / "metrics.jsonl")
-    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in found]
+    metrics = read_metrics(folder / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in metrics]
 
 
 def difference(ours: Path, theirs: Path) -> float:
@@ -172,12 +174,12 @@ def main() -> int:
             flush=True,
         )
     victim.finish(draws.choice(asked.processes))
-    found = difference(asked.output / "killed", asked.output / "undisturbed")
+    largest = difference(asked.output / "killed", asked.output / "undisturbed")
     in_saves = sum(kill.in_save for kill in kills)
     print(
-        f"{len(kills)} kills, {in_saves} of them in a save; largest relative difference {found:.1e}"
+        f"{len(kills)} kills, {in_saves} of them in a save; largest relative difference {largest:.1e}"
     )
-    alike = found <= (TOLERANCE if several else 0)
+    alike = largest <= (TOLERANCE if several else 0)
     print("the same run" if alike else "NOT the same run")
     return 0 if alike else 1
 

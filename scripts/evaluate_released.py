@@ -59,7 +59,7 @@ def build(name: str) -> Any:
 
 def check_data(path: str) -> None:
     """Raise a UserError unless there are validation images of as many classes as ImageNet has."""
-    from srd.data.sources import FolderImages
+    from srd.data.folder_images import FolderImages
 
     classes = len(FolderImages(path, "val").classes)
     if classes != CLASSES:
@@ -72,29 +72,43 @@ def measure_file(name: str, file: Path, flags: Any, log: Any) -> tuple[Any, list
     Raises:
         UserError: the file does not fit the network.
     """
-    from srd.config.fields import Config
+    from srd.config.fields import read_config
     from srd.config.layers import Layer
-    from srd.config.layers import build as build_config
-    from srd.data.inputs import measure, open_inputs
+    from srd.data.inputs import open_inputs
     from srd.device import Precision, choose_device
-    from srd.files.checkpoint import explain_mismatch
+    from srd.evaluation.accuracy import measure
     from srd.files.hashes import verify
-    from srd.files.weights import load_parts
+    from srd.files.weights import load_into
 
     interpolation = "bicubic" if name == "regnety_160" else "bilinear"
     data = {"path": flags.data_path, "workers": flags.workers, "eval_interpolation": interpolation,
             "eval_batch_size": flags.batch_size}  # fmt: skip
-    config = build_config(Config, [Layer("", {"data": data, "amp": flags.amp})])
+    config = read_config([Layer("", {"data": data, "amp": flags.amp})])
     device = choose_device(flags.device)
     precision = Precision.choose(config.amp, device)
-    inputs = open_inputs(config, training=False, pin_memory=device.type == "cuda")
+    inputs = open_inputs(
+        config.data,
+        config.augment,
+        image_size=config.model.image_size,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        training=False,
+        pin_memory=device.type == "cuda",
+    )
     verify(file)
-    weights, extras = load_parts(file)
     network = build(name)
-    explain_mismatch(network.state_dict(), weights, file, name)
-    network.load_state_dict(weights)
+    extras = load_into(network, file, name)
     network.to(device, precision.dtype).eval()
-    return measure(network, inputs, precision, log, f"evaluating {name}"), list(extras)
+    accuracy = measure(
+        network,
+        inputs.val,
+        images=inputs.val_images,
+        precision=precision,
+        log=log,
+        broken=inputs.broken,
+        label=f"evaluating {name}",
+    )
+    return accuracy, list(extras)
 
 
 def entry(name: str, flags: Any, log: Any) -> dict[str, Any]:
@@ -103,19 +117,20 @@ def entry(name: str, flags: Any, log: Any) -> dict[str, Any]:
     from srd.files.hashes import sha256
     from srd.files.released import find, released_as
 
-    one = released_as(name)
-    assert one is not None
-    row: dict[str, Any] = {"name": name, "what": one.what, "reported_by": one.reported_by,
-                           "reported": {"acc1": one.acc1, "acc5": one.acc5}}  # fmt: skip
-    file = find(one)
+    released = released_as(name)
+    assert released is not None
+    reported = {"acc1": released.acc1, "acc5": released.acc5}
+    row: dict[str, Any] = {"name": name, "what": released.what, "reported": reported,
+                           "reported_by": released.reported_by}  # fmt: skip
+    file = find(released)
     if file is None:
-        by_hand = "by hand from" if one.by_hand else "from"
-        return {**row, "outcome": "not here", "hint": f"fetch it {by_hand} {one.source}"}
-    found, extras = measure_file(name, file, flags, log)
-    outcome = "reproduced" if reproduces(found, one) else "not reproduced"
-    return {**row, "file": str(file), "sha256": sha256(file), "measured": found.row(),
-            "images_per_second": round(found.images_per_second, 1), "outcome": outcome,
-            "difference": round(found.acc1 - one.acc1, 4), "not_needed": extras}  # fmt: skip
+        by_hand = "by hand from" if released.by_hand else "from"
+        return {**row, "outcome": "not here", "hint": f"fetch it {by_hand} {released.source}"}
+    accuracy, extras = measure_file(name, file, flags, log)
+    outcome = "reproduced" if reproduces(accuracy, released) else "not reproduced"
+    return {**row, "file": str(file), "sha256": sha256(file), "measured": accuracy.row(),
+            "images_per_second": round(accuracy.images_per_second, 1), "outcome": outcome,
+            "difference": round(accuracy.acc1 - released.acc1, 4), "not_needed": extras}  # fmt: skip
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:

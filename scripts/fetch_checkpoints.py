@@ -32,7 +32,7 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--list", action="store_true", help="show all files and fetch nothing")
     parser.add_argument("--to", metavar="DIR", help="another folder than ckpts/")
     flags = parse_strictly(parser, arguments)
-    known = {one.name: one for one in RELEASED}
+    known = {released.name: released for released in RELEASED}
     for name in flags.names:
         if name not in known:
             raise UserError(f"no released file {name!r}{nearest(name, known)}; --list shows all")
@@ -41,51 +41,52 @@ def run(arguments: Sequence[str]) -> None:
         print("\n\n".join(map(describe, chosen)))
         return
     failures = []
-    for one in chosen:
+    for released in chosen:
         try:
-            fetch(one, place(one, flags.to))
+            fetch(released, place(released, flags.to))
         except RunFailed as failure:
-            print(f"{one.name}: failed", flush=True)
-            failures.append(f"{one.name}: {failure}")
+            print(f"{released.name}: failed", flush=True)
+            failures.append(f"{released.name}: {failure}")
     if failures:
         raise RunFailed("; ".join(failures))
 
 
-def describe(one: Released) -> str:
+def describe(released: Released) -> str:
     """A few lines on a file."""
-    how = "by hand, from" if one.by_hand else "from"
-    digits = f"starts with {one.digits}" if one.digits else "not published"
+    how = "by hand, from" if released.by_hand else "from"
+    digits = f"starts with {released.digits}" if released.digits else "not published"
     return (
-        f"{one.name}: {one.what}\n  {how} {one.source}\n  to {one.place.replace('`', '')}\n"
-        f"  size {one.size}; SHA-256 {digits}; licence {one.licence}"
+        f"{released.name}: {released.what}\n  {how} {released.source}\n"
+        f"  to {released.place.replace('`', '')}\n"
+        f"  size {released.size}; SHA-256 {digits}; licence {released.licence}"
     )
 
 
-def place(one: Released, folder: str | None) -> Path:
+def place(released: Released, folder: str | None) -> Path:
     """Where a file goes: into `folder` if one is given, else where it is looked for."""
     if folder is not None:
-        return Path(folder).expanduser() / one.file
-    if one.in_torch_cache:
+        return Path(folder).expanduser() / released.file
+    if released.in_torch_cache:
         import torch
 
-        return Path(torch.hub.get_dir()) / "checkpoints" / one.file
-    return CKPTS / one.file
+        return Path(torch.hub.get_dir()) / "checkpoints" / released.file
+    return CKPTS / released.file
 
 
-def fetch(one: Released, target: Path) -> None:
+def fetch(released: Released, target: Path) -> None:
     """Fetch one file, unless it is there already, or say how to."""
-    if target.is_file() and sha256(target).startswith(one.digits):
-        print(f"{one.name}: {target} is there already", flush=True)
-    elif one.by_hand:
+    if target.is_file() and sha256(target).startswith(released.digits):
+        print(f"{released.name}: {target} is there already", flush=True)
+    elif released.by_hand:
         print(
-            f"{one.name}: fetch it by hand (a cloud drive, no stable address)\n"
-            f"  from {one.source}\n  to {target}",
+            f"{released.name}: fetch it by hand (a cloud drive, no stable address)\n"
+            f"  from {released.source}\n  to {target}",
             flush=True,
         )
     else:
-        found = download(one.source, target, one.digits, load_weights)
-        checked = "as its name claims" if one.digits else "no published one to compare with"
-        print(f"{one.name}: {target}\n  SHA-256 {found} ({checked})", flush=True)
+        digest = download(released.source, target, released.digits, load_weights)
+        checked = "as its name claims" if released.digits else "no published one to compare with"
+        print(f"{released.name}: {target}\n  SHA-256 {digest} ({checked})", flush=True)
 
 
 if __name__ == "__main__":

@@ -134,28 +134,37 @@ def in_ckpts(*names: str) -> Path | None:
     )
 
 
-def find(one: Released) -> Path | None:
+def find(entry: Released) -> Path | None:
     """Where a released file lies on this machine, if it does."""
-    if one.in_torch_cache:
-        path = Path(torch.hub.get_dir()) / "checkpoints" / one.file
+    if entry.in_torch_cache:
+        path = Path(torch.hub.get_dir()) / "checkpoints" / entry.file
         return path if path.is_file() else None
-    return in_ckpts(one.file)
+    return in_ckpts(entry.file)
 
 
 def released_as(name: str, file: Path | None = None) -> Released | None:
     """The entry that a file's name tells, else the one called `name`."""
-    by_file = {Path(one.file).name: one for one in RELEASED if not one.file.startswith("deit_")}
-    known = {one.name: one for one in RELEASED}
+    by_file = {
+        Path(entry.file).name: entry for entry in RELEASED if not entry.file.startswith("deit_")
+    }
+    known = {entry.name: entry for entry in RELEASED}
     return by_file.get(file.name if file else "") or known.get(name)
 
 
 def markdown() -> str:
     """The table of `ckpts/README.md`."""
     rows = ["| name | what | where it goes | size | SHA-256 | from | licence |", "| --- " * 7 + "|"]
-    for one in RELEASED:
-        digits = f"starts with `{one.digits}`" if one.digits else UNKNOWN
-        source = f"by hand: <{one.source}>" if one.by_hand else f"<{one.source}>"
-        file = f"{one.file}` in {one.place}" if one.in_torch_cache else f"ckpts/{one.file}`"
-        cells = (f"`{one.name}`", f"{one.what}; {one.use}", f"`{file}", one.size, digits, source)
-        rows.append(f"| {' | '.join((*cells, one.licence))} |")
+    for entry in RELEASED:
+        digits = f"starts with `{entry.digits}`" if entry.digits else UNKNOWN
+        source = f"by hand: <{entry.source}>" if entry.by_hand else f"<{entry.source}>"
+        file = f"{entry.file}` in {entry.place}" if entry.in_torch_cache else f"ckpts/{entry.file}`"
+        cells = (
+            f"`{entry.name}`",
+            f"{entry.what}; {entry.use}",
+            f"`{file}",
+            entry.size,
+            digits,
+            source,
+        )
+        rows.append(f"| {' | '.join((*cells, entry.licence))} |")
     return "\n".join(rows)
