@@ -24,7 +24,8 @@ from torchdistill.losses.registry import register_mid_level_loss
 from torchdistill.models.registry import register_auxiliary_model_wrapper
 from torchdistill.models.wrapper import AuxiliaryModelWrapper
 
-from srd.data.sources import DigitImages, Split
+from srd.data.digits import DigitImages
+from srd.data.image_source import Split
 from srd.errors import UserError, nearest
 from srd.method.logits import distillation_kl
 from srd.method.simple_recipe import Match, SimpleRecipeLoss

@@ -40,7 +40,7 @@ ALLOWED = (
     "torchdistill.losses",
     "torchdistill.models",
     "torchdistill.optim",
-    "srd.data.sources",
+    "srd.data.digits",
     "srd.method",
     "resnet.extension",
 )

@@ -22,7 +22,7 @@ ROOMS = {
     "method": {"strict", "errors", "distributed"},
     "config": {"strict", "errors", "method"},
     "files": {"errors"},
-    "data": {"config", "device", "distributed", "errors", "strict"},
+    "data": {"config", "device", "distributed", "errors", "installed", "strict"},
     "models": {"config", "device", "distributed", "errors", "files", "installed"},
     "run": {"config", "distributed", "errors", "files"},
     "evaluation": {"config", "data", "device", "distributed", "errors", "files", "models", "run"},

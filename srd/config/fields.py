@@ -21,6 +21,7 @@ from srd.method.simple_recipe import SimpleRecipeSettings
 from srd.strict import STRICT, Below1, Count, Fraction, Index, NonNegative, Positive
 
 Channels = tuple[float, float, float]
+OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 ImageSize = Annotated[int, Field(ge=8)]  # what else a model asks for, it says itself
 
 IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
@@ -38,8 +39,11 @@ class Model:
 
 @dataclass(config=STRICT)
 class Data:
-    dataset: Literal["imagefolder", "digits"] = "imagefolder"
-    path: str | None = None  # the folder with train/ and val/
+    dataset: str = "imagefolder"  # or digits, datasets (Hugging Face's), or a registered source
+    path: str | None = None  # the folder with train/ and val/; of datasets also a Hub name
+    val_fraction: OpenFraction | None = None  # held out where there is no val/; None: a tenth
+    image_column: str | None = None  # of datasets, where its types do not tell
+    label_column: str | None = None
     images_per_class: Count | None = None  # train on the first n images of each class
     workers: Index = 8  # loader processes for each training process, at most one a core
     mean: Channels = IMAGENET_MEAN

@@ -11,7 +11,7 @@ from srd.data.augment import train_transform
 from srd.data.batches import EvalBatches, TrainBatches
 from srd.data.loader import Batch, BrokenFiles, make_loader
 from srd.data.preprocess import Preprocessing
-from srd.data.sources import ImageSource, check_same_classes, open_images
+from srd.data.sources import open_splits
 from srd.data.views import SeededViews
 from srd.distributed import processes
 
@@ -56,17 +56,14 @@ def open_inputs(
         UserError: no data, empty or different classes, too few images for a batch.
     """
     here = (processes.rank(), processes.world_size())
-    loader = train_batches = train_source = None
-    if training:
-        train_source = open_images(data.dataset, data.path, "train", data.images_per_class)
+    loader = train_batches = None
+    train_source, val_source, notes = open_splits(data, training=training)
+    if train_source is not None:
         train_batches = TrainBatches(len(train_source), batch_size, seed, *here)
         views = SeededViews(
             train_source, train_transform(augment, data, image_size), seed, substitute=True
         )
         loader = make_loader(views, train_batches, data.workers, pin_memory)
-    val_source: ImageSource = open_images(data.dataset, data.path, "val")
-    if train_source is not None:
-        check_same_classes(train_source, val_source)
     val_views = SeededViews(val_source, eval_transform(data, image_size), seed, substitute=False)
     val_batches = EvalBatches(len(val_source), data.eval_batch_size, *here)
     return Inputs(
@@ -78,5 +75,5 @@ def open_inputs(
         train_batches=train_batches,
         train_images=len(train_source) if train_source is not None else 0,
         broken=BrokenFiles(data.skip_broken),
-        notes=[],
+        notes=notes,
     )

@@ -23,6 +23,7 @@ class Batch(NamedTuple):
     targets: Tensor
     broken: list[str]
     missing: int = 0  # training images that neither could be read nor had a substitute
+    keys: Tensor | None = None  # (B, 2) int64: (epoch, index) of every view; None: not known
 
 
 def collate(views: Sequence[View]) -> Batch:
@@ -34,6 +35,7 @@ def collate(views: Sequence[View]) -> Batch:
         torch.tensor([view.target for view in whole], dtype=torch.long),
         [name for view in views for name in view.broken],
         sum(view.image is None and view.needed for view in views),
+        torch.tensor([view.key for view in whole], dtype=torch.long).reshape(-1, 2),
     )
 
 

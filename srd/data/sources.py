@@ -1,161 +1,112 @@
-"""Where images come from: folders in ImageNet's layout, and the digits that need no files."""
+"""Data by name: what `--dataset` opens, and the validation split where there is none.
+
+A new source is a file with an opener, and a line in `SOURCES`, here or in that file.
+"""
 
 from __future__ import annotations
 
-from functools import cached_property
-from pathlib import Path
-from typing import BinaryIO, Literal, Protocol
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
-from sklearn.datasets import load_digits
-from torchvision.datasets import ImageFolder
 
-from srd.errors import UserError
+from srd.config.fields import Data
+from srd.data.digits import open_digits
+from srd.data.folder_images import open_folder
+from srd.data.hf_datasets import open_dataset
+from srd.data.image_source import LabelledSource, Split, Subset, first_per_class
+from srd.errors import UserError, nearest
 
-Split = Literal["train", "val"]
-DIGITS_TEST_PER_CLASS = 50
+# Called with the data's settings and a split; None for `val` where the data have none.
+Opener = Callable[[Data, Split], LabelledSource | None]
 
-
-class ImageSource(Protocol):
-    """Labelled images by position. `load` may raise OSError, ValueError or SyntaxError (Pillow's)."""
-
-    classes: list[str]
-
-    def __len__(self) -> int: ...
-
-    def load(self, index: int) -> tuple[Image.Image, int]:
-        """The RGB image at `index` and its class number."""
-        ...
-
-    def name(self, index: int) -> str:
-        """What to call the image at `index` in a message (its path)."""
-        ...
+SOURCES: dict[str, Opener] = {
+    "imagefolder": open_folder,
+    "digits": open_digits,
+    "datasets": open_dataset,
+}
+VAL_FRACTION = 0.1  # where there is no validation split, and data.val_fraction is not set
 
 
-class FolderImages:
-    """One split of an ImageNet-style folder: `<root>/<split>/<class>/<image>`.
+class Splits(NamedTuple):
+    """Both splits, and what to tell of them; `train` is None where nobody asked."""
 
-    Args:
-        root: the folder that holds `train/` and `val/`.
-        split: which of the two.
-        per_class: keep only the first n images (by file name) of each class.
-
-    Raises:
-        UserError: nothing there, no classes, an empty class, or an unreadable folder.
-    """
-
-    def __init__(self, root: str | Path, split: Split, per_class: int | None = None) -> None:
-        folder = Path(root).expanduser() / split
-        if not folder.is_dir():
-            raise UserError(
-                f"no images at {root}: looked for {folder}/<class>/<image>; set --data-path, "
-                "or use --dataset digits, which needs no files"
-            )
-        try:
-            images = ImageFolder(folder, allow_empty=True)
-        except FileNotFoundError:
-            raise UserError(
-                f"{folder} has no class folders: expected {folder}/<class>/<image>"
-            ) from None
-        except OSError as error:
-            raise UserError(f"cannot read {folder}: {error.strerror or error}") from None
-        self.classes = images.classes
-        samples = images.samples
-        targets = np.array([target for _, target in samples], dtype=np.int64)
-        counts = np.bincount(targets, minlength=len(self.classes))
-        if empty := [name for name, count in zip(self.classes, counts, strict=True) if count == 0]:
-            raise UserError(
-                f"no images in {folder / empty[0]}"
-                + (f" and {len(empty) - 1} other class folders" if len(empty) > 1 else "")
-                + ": add images or remove the folder"
-            )
-        keep = first_per_class(targets, per_class)
-        self._samples = [samples[i] for i in keep]
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def load(self, index: int) -> tuple[Image.Image, int]:
-        path, target = self._samples[index]
-        return read_image(path), target
-
-    def name(self, index: int) -> str:
-        return self._samples[index][0]
+    train: LabelledSource | None
+    val: LabelledSource
+    notes: list[str]
 
 
-class DigitImages:
-    """scikit-learn's 1,797 scanned digits (UCI, 8x8 pixels), with a fixed split.
+def open_splits(data: Data, *, training: bool) -> Splits:
+    """The splits of the data set that a configuration names.
 
-    The test part is 50 images of each class, drawn once and for all; the rest, 1,297 images, is
-    for training. `per_class` keeps the first n training images of each class.
-    """
-
-    def __init__(self, split: Split, per_class: int | None = None) -> None:
-        self._digits = load_digits()
-        self.classes = [str(digit) for digit in range(10)]
-        targets = self._digits.target
-        # RandomState's streams are frozen by NumPy's compatibility policy: the split never moves.
-        order = np.random.RandomState(0).permutation(len(targets))
-        test = order[first_per_class(targets[order], DIGITS_TEST_PER_CLASS)]
-        if split == "val":
-            self._indices = np.sort(test)
-        else:
-            train = order[~np.isin(order, test)]
-            self._indices = np.sort(train[first_per_class(targets[train], per_class)])
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    @cached_property
-    def _pixels(self) -> np.ndarray:
-        return np.round(self._digits.images * (255 / 16)).astype(np.uint8)
-
-    def load(self, index: int) -> tuple[Image.Image, int]:
-        position = self._indices[index]
-        image = Image.fromarray(self._pixels[position]).convert("RGB")
-        return image, int(self._digits.target[position])
-
-    def name(self, index: int) -> str:
-        return f"digit {self._indices[index]}"
-
-
-def read_image(file: str | Path | BinaryIO) -> Image.Image:
-    """A picture in RGB; raises what Pillow raises (`srd.data.views.BROKEN_IMAGE`)."""
-    with Image.open(file) as image:
-        return image.convert("RGB")
-
-
-def first_per_class(targets: np.ndarray, per_class: int | None) -> np.ndarray:
-    """Positions, ascending, of the first `per_class` entries of every class (all for None)."""
-    if per_class is None:
-        return np.arange(len(targets))
-    kept = [np.flatnonzero(targets == c)[:per_class] for c in np.unique(targets)]
-    return np.sort(np.concatenate(kept))
-
-
-def open_images(
-    dataset: Literal["imagefolder", "digits"],
-    path: str | Path | None,
-    split: Split,
-    per_class: int | None = None,
-) -> ImageSource:
-    """One split of the data set that a configuration names.
+    Where it has no validation split, a part of every class is held out of the training images: the
+    same part in every run, whatever its seed, so that no teacher has seen it.
 
     Raises:
-        UserError: as `FolderImages`, or no path for an image folder.
+        UserError: an unknown source, no data, other classes, or a setting without effect.
     """
-    if dataset == "digits":
-        return DigitImages(split, per_class)
-    if not path:
+    if data.dataset not in SOURCES:
+        known = ", ".join(SOURCES)
         raise UserError(
-            "no data path: set --data-path to a folder with train/ and val/ (or data.path in a "
-            "YAML file), or use --dataset digits, which needs no files"
+            f"unknown data set {data.dataset!r}{nearest(data.dataset, SOURCES)}: one of {known}"
         )
-    return FolderImages(path, split, per_class)
+    for name in ("image_column", "label_column"):
+        if data.dataset != "datasets" and getattr(data, name) is not None:
+            raise UserError(
+                f"data.{name} has no effect with --dataset {data.dataset}: leave it out"
+            )
+    opener = SOURCES[data.dataset]
+    val = opener(data, "val")
+    if val is None:
+        return _held_out(data, opener, training)
+    if data.val_fraction is not None:
+        raise UserError("data.val_fraction has no effect: the data have a validation split")
+    train = opener(data, "train") if training else None
+    if train is not None:
+        check_same_classes(train, val)
+    return Splits(train, val, [])
 
 
-def check_same_classes(train: ImageSource, val: ImageSource) -> None:
+def _held_out(data: Data, opener: Opener, training: bool) -> Splits:
+    whole = opener(replace(data, images_per_class=None), "train")
+    assert whole is not None
+    fraction = VAL_FRACTION if data.val_fraction is None else data.val_fraction
+    held = hold_out(whole.targets, fraction, whole.classes)
+    val = Subset(whole, held)
+    note = (
+        f"no validation split: {len(held)} of {len(whole)} images are held out, {fraction:.0%} of "
+        "each class (data.val_fraction)"
+    )
+    if not training:
+        return Splits(None, val, [note])
+    train = Subset(whole, np.setdiff1d(np.arange(len(whole)), held))
+    if data.images_per_class is not None:
+        train = Subset(train, first_per_class(train.targets, data.images_per_class))
+    return Splits(train, val, [note])
+
+
+def hold_out(targets: np.ndarray, fraction: float, classes: list[str]) -> np.ndarray:
+    """Positions, ascending, of `fraction` of every class, at least one; drawn once and for all.
+
+    Raises:
+        UserError: a class with a single image cannot be split.
+    """
+    # RandomState's streams are frozen by NumPy's compatibility policy: the split never moves.
+    draw, held = np.random.RandomState(0), []
+    for number, name in enumerate(classes):
+        own = np.flatnonzero(targets == number)
+        if len(own) < 2:
+            raise UserError(
+                f"class {name} has {len(own)} image(s): training and validation need one each; "
+                "add images, or a validation split"
+            )
+        count = min(max(1, round(fraction * len(own))), len(own) - 1)
+        held.append(draw.permutation(own)[:count])
+    return np.sort(np.concatenate(held))
+
+
+def check_same_classes(train: LabelledSource, val: LabelledSource) -> None:
     """Raise a UserError that names the classes on which the two splits disagree."""
     if train.classes == val.classes:
         return

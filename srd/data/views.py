@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from srd.data.sources import ImageSource
+from srd.data.image_source import ImageSource
 
 # The first word of a key: which stream of draws it names.
 VIEW, SHUFFLE, MIX, STEP, INIT = range(5)
@@ -53,6 +53,7 @@ class View(NamedTuple):
     target: int
     broken: tuple[str, ...]  # names and reasons of the files that could not be read
     needed: bool = False  # a training image: without it, its batch is too small
+    key: tuple[int, int] = (0, 0)  # (epoch, index): what all of its draws follow
 
 
 class SeededViews(Dataset[View]):
@@ -94,8 +95,8 @@ class SeededViews(Dataset[View]):
                 broken.append(f"{self.source.name(position)} ({_one_line(error)})")
                 continue
             with seeded(VIEW, self.seed, epoch, index):
-                return View(self.transform(image), target, tuple(broken))
-        return View(None, -1, tuple(broken), needed=self.substitute)
+                return View(self.transform(image), target, tuple(broken), key=key)
+        return View(None, -1, tuple(broken), needed=self.substitute, key=key)
 
 
 def _one_line(error: Exception) -> str:

@@ -15,8 +15,8 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from srd.data.batches import EvalBatches
+from srd.data.image_source import read_image
 from srd.data.loader import make_loader
-from srd.data.sources import read_image
 from srd.data.views import BROKEN_IMAGE, SeededViews
 from srd.errors import UserError
 from srd.export.classifier import Classifier, probabilities

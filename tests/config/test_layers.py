@@ -14,7 +14,6 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from srd.config.layers import (
-    STRICT,
     Layer,
     build,
     differences,
@@ -28,6 +27,7 @@ from srd.config.layers import (
     to_mapping,
 )
 from srd.errors import UserError
+from srd.strict import STRICT
 
 
 @dataclass(config=STRICT)

@@ -18,12 +18,31 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from srd.config.fields import Augment, Config, Data, Model, Train
-from srd.data.augment import Mix, train_transform
-from srd.data.inputs import eval_transform, open_inputs
+from srd.data import augment, inputs
 from srd.data.views import seeded
 from srd.errors import UserError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def eval_transform(config: Config) -> Any:
+    return inputs.eval_transform(config.data, config.model.image_size)
+
+
+def train_transform(config: Config) -> Any:
+    return augment.train_transform(config.augment, config.data, config.model.image_size)
+
+
+def open_inputs(config: Config, training: bool) -> Any:
+    return inputs.open_inputs(
+        config.data,
+        config.augment,
+        image_size=config.model.image_size,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        training=training,
+        pin_memory=False,
+    )
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -134,7 +153,13 @@ def mixed(config: Config, step: int, batch: int = 8) -> tuple[Tensor, Tensor, Te
     draw = torch.Generator().manual_seed(5)
     images = torch.randn(batch, 3, 32, 32, generator=draw)
     classes = torch.arange(batch) % CLASSES
-    return images, classes, *Mix(config, CLASSES)(images.clone(), classes, step)
+    return (
+        images,
+        classes,
+        *augment.Mix(config.augment, num_classes=CLASSES, seed=config.seed)(
+            images.clone(), classes, step
+        ),
+    )
 
 
 def shares(targets: Tensor, classes: Tensor, smoothing: float = 0.1) -> Tensor:
@@ -214,10 +239,10 @@ def digits(**train: Any) -> Config:
 
 
 def test_inputs_know_their_numbers() -> None:
-    inputs = open_inputs(digits(batch_size=8), training=True, pin_memory=False)
-    assert (inputs.num_classes, inputs.train_images, inputs.val_images) == (10, 30, 500)
-    assert inputs.train_batches is not None and len(inputs.train_batches) == 3
-    batches = list(inputs.val)
+    opened = open_inputs(digits(batch_size=8), training=True)
+    assert (opened.num_classes, opened.train_images, opened.val_images) == (10, 30, 500)
+    assert opened.train_batches is not None and len(opened.train_batches) == 3
+    batches = list(opened.val)
     assert [len(batch.targets) for batch in batches] == [64] * 7 + [52]
     assert batches[0].images.shape == (64, 3, 16, 16)
 
@@ -225,5 +250,5 @@ def test_inputs_know_their_numbers() -> None:
 def test_evaluation_opens_no_training_images(tmp_path: Path, make_jpegs: Any) -> None:
     images = make_jpegs(tmp_path, {"val/a": 2, "val/b": 1})
     config = Config(data=Data(path=str(images), workers=0))
-    inputs = open_inputs(config, training=False, pin_memory=False)
-    assert inputs.train is None and inputs.val_images == 3 and inputs.num_classes == 2
+    opened = open_inputs(config, training=False)
+    assert opened.train is None and opened.val_images == 3 and opened.num_classes == 2

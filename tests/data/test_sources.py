@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from srd.data.sources import DigitImages, FolderImages, check_same_classes, open_images
+from srd.config.fields import Data
+from srd.data.digits import DigitImages
+from srd.data.folder_images import FolderImages
+from srd.data.sources import check_same_classes, open_splits
 from srd.errors import UserError
 
 MakeImages = Callable[[dict[str, int]], Path]  # the fixture `make_images`
@@ -70,7 +73,7 @@ def test_a_missing_split_is_named(make_images: MakeImages) -> None:
 
 def test_no_path_at_all() -> None:
     with pytest.raises(UserError, match=r"--data-path.*--dataset digits"):
-        open_images("imagefolder", None, "train")
+        open_splits(Data(), training=True)
 
 
 def test_no_class_folders(make_images: MakeImages) -> None:
@@ -100,9 +103,8 @@ def test_splits_with_other_classes(
     make_images: MakeImages, val: dict[str, int], said: list[str]
 ) -> None:
     root = make_images({"train/cat": 1, "train/dog": 1, **val})
-    train, other = (open_images("imagefolder", root, split) for split in ("train", "val"))
     with pytest.raises(UserError) as caught:
-        check_same_classes(train, other)
+        open_splits(Data(path=str(root)), training=True)
     assert all(part in str(caught.value) for part in said)
 
 
@@ -139,7 +141,7 @@ def test_digits_per_class_are_training_images() -> None:
     few = DigitImages("train", per_class=7)
     assert np.bincount([target for _, target in content(few)]).tolist() == [7] * 10
     assert set(content(few)) <= set(content(DigitImages("train")))
-    assert len(open_images("digits", None, "train", 7)) == 70
+    assert len(open_splits(Data(dataset="digits", images_per_class=7), training=True).train) == 70
 
 
 def test_a_digit_is_an_rgb_image_with_all_seventeen_grey_levels() -> None:
@@ -148,3 +150,45 @@ def test_a_digit_is_an_rgb_image_with_all_seventeen_grey_levels() -> None:
     assert (image.mode, image.size) == ("RGB", (8, 8))
     seen = {value for pixels, _ in content(digits) for value in pixels}
     assert seen == {round(level * 255 / 16) for level in range(17)}
+
+
+def test_without_a_validation_split_a_tenth_of_every_class_is_held_out(
+    make_images: MakeImages,
+) -> None:
+    root = make_images({"train/cat": 20, "train/dog": 11, "train/fox": 2})
+    data = Data(path=str(root))
+    train, val, notes = open_splits(data, training=True)
+    assert train is not None
+    assert np.bincount(val.targets).tolist() == [2, 1, 1] and len(train) == 29
+    names = [{source.name(i) for i in range(len(source))} for source in (train, val)]
+    assert not names[0] & names[1] and len(names[0] | names[1]) == 33
+    assert "4 of 33 images are held out" in notes[0]
+    alone = open_splits(data, training=False)
+    assert alone.train is None
+    assert {alone.val.name(i) for i in range(len(alone.val))} == names[1]
+    assert val.load(0)[1] == val.targets[0]
+
+
+def test_the_held_out_fraction_is_a_setting(make_images: MakeImages) -> None:
+    root = make_images({"train/cat": 20, "train/dog": 10})
+    halves = Data(path=str(root), val_fraction=0.5, images_per_class=3)
+    train, val, _ = open_splits(halves, training=True)
+    assert train is not None and np.bincount(train.targets).tolist() == [3, 3]
+    assert np.bincount(val.targets).tolist() == [10, 5]
+
+
+@pytest.mark.parametrize(
+    ("folders", "settings", "said"),
+    [
+        ({"train/cat": 3, "train/dog": 1}, {}, "class dog has 1 image"),
+        (SPLITS, {"val_fraction": 0.2}, "data.val_fraction has no effect"),
+        (SPLITS, {"image_column": "image"}, "data.image_column has no effect"),
+        (SPLITS, {"dataset": "imagefoldr"}, "did you mean 'imagefolder'"),
+    ],
+)
+def test_settings_that_do_not_fit_the_data(
+    make_images: MakeImages, folders: dict[str, int], settings: dict[str, object], said: str
+) -> None:
+    data = Data(**{"path": str(make_images(folders)), **settings})
+    with pytest.raises(UserError, match=said):
+        open_splits(data, training=True)

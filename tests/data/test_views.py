@@ -21,8 +21,9 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from srd.data.batches import EvalBatches, TrainBatches, rank_share
+from srd.data.digits import DigitImages
+from srd.data.folder_images import FolderImages
 from srd.data.loader import Batch, BrokenFiles, collate, make_loader
-from srd.data.sources import DigitImages, FolderImages
 from srd.data.views import SeededViews, derive, seeded
 from srd.errors import UserError
 

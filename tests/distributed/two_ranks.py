@@ -15,8 +15,8 @@ from timm.layers import BatchNormAct2d, EvoNorm2dB0
 from torch import Tensor, nn
 
 from srd.data.batches import EvalBatches
+from srd.data.digits import DigitImages
 from srd.data.loader import BrokenFiles, make_loader
-from srd.data.sources import DigitImages
 from srd.data.views import SeededViews
 from srd.device import Precision
 from srd.distributed import processes, reduce

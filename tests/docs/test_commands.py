@@ -25,7 +25,7 @@ from deit import main as deit
 from scripts import evaluate_released, fetch_checkpoints
 from srd.cli import parse_strictly
 from srd.commands import export, predict, report
-from srd.data.sources import DigitImages
+from srd.data.digits import DigitImages
 from srd.errors import exit_code
 from srd.export.formats import choose_formats
 from srd.models.students import find

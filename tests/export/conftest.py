@@ -15,7 +15,7 @@ import torch
 
 from deit import main
 from srd.commands import export, predict
-from srd.data.sources import DigitImages
+from srd.data.digits import DigitImages
 from srd.errors import exit_code
 
 torch.set_num_threads(1)

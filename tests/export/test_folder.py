@@ -16,7 +16,7 @@ import yaml
 
 from deit import main, srd_deit
 from deit.student import create_student
-from srd.data.sources import read_image
+from srd.data.image_source import read_image
 from srd.export import graphs
 from srd.files.checkpoint import load_weights
 from tests.export.conftest import Command, train

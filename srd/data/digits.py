@@ -1,0 +1,58 @@
+"""scikit-learn's scanned digits: a data set that needs no files."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+from PIL import Image
+
+from srd.config.fields import Data
+from srd.data.image_source import Split, first_per_class
+
+DIGITS_TEST_PER_CLASS = 50
+
+
+def open_digits(data: Data, split: Split) -> DigitImages:
+    """A split of the digits."""
+    return DigitImages(split, data.images_per_class if split == "train" else None)
+
+
+class DigitImages:
+    """scikit-learn's 1,797 scanned digits (UCI, 8x8 pixels), with a fixed split.
+
+    The test part is 50 images of each class, drawn once and for all; the rest, 1,297 images, is
+    for training. `per_class` keeps the first n training images of each class.
+    """
+
+    def __init__(self, split: Split, per_class: int | None = None) -> None:
+        from sklearn.datasets import load_digits  # it takes more than a second to import
+
+        self._digits = load_digits()
+        self.classes = [str(digit) for digit in range(10)]
+        targets = self._digits.target
+        # RandomState's streams are frozen by NumPy's compatibility policy: the split never moves.
+        order = np.random.RandomState(0).permutation(len(targets))
+        test = order[first_per_class(targets[order], DIGITS_TEST_PER_CLASS)]
+        if split == "val":
+            self._indices = np.sort(test)
+        else:
+            train = order[~np.isin(order, test)]
+            self._indices = np.sort(train[first_per_class(targets[train], per_class)])
+
+        self.targets = targets[self._indices]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @cached_property
+    def _pixels(self) -> np.ndarray:
+        return np.round(self._digits.images * (255 / 16)).astype(np.uint8)
+
+    def load(self, index: int) -> tuple[Image.Image, int]:
+        position = self._indices[index]
+        image = Image.fromarray(self._pixels[position]).convert("RGB")
+        return image, int(self._digits.target[position])
+
+    def name(self, index: int) -> str:
+        return f"digit {self._indices[index]}"
