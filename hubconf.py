@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
-dependencies = ["torch", "torchvision", "timm", "safetensors", "pydantic", "yaml", "sklearn"]
+dependencies = ["torch", "torchvision", "timm", "safetensors", "pydantic", "yaml"]
 
 
 def srd_deit_tiny(
