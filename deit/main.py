@@ -47,8 +47,10 @@ def configure(flags: argparse.Namespace) -> Any:
     """Defaults, then the YAML file, then flags, then --set."""
     from srd.config.fields import check, default_name, read_config
     from srd.config.layers import Layer, nested, read_yaml, setting
+    from srd.files.locate import recipe_file
 
-    layers = [Layer(flags.config, read_yaml(flags.config))] if flags.config else []
+    file = flags.config and recipe_file(flags.config)
+    layers = [Layer(flags.config, read_yaml(file))] if file else []
     for name, (field, _) in FLAGS.items():
         if (value := getattr(flags, field)) is not None:
             layers.append(Layer(f"--{name}", nested(field, value)))
@@ -81,13 +83,13 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def train(arguments: Sequence[str]) -> None:
-    """`srd train`: a student, unless --train_teacher is among the arguments."""
+    """Train a student; with --train_teacher, a teacher."""
     teacher = {"--train-teacher", "--train_teacher"} & set(arguments)
     run(arguments if teacher else ["--train-student", *arguments])
 
 
 def evaluate(arguments: Sequence[str]) -> None:
-    """`srd evaluate`: a checkpoint."""
+    """Measure a checkpoint on the validation images."""
     if flags := [name for name in arguments if name.replace("_", "-").startswith("--train-")]:
         raise UserError(f"{flags[0]}: srd evaluate trains nothing; use srd train")
     run(arguments)

@@ -6,12 +6,13 @@ python resnet/image_classification.py --config configs/res3418.yaml
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
 from srd.cli import Parser, parse_strictly
 from srd.errors import UserError, exit_code
+from srd.files.locate import recipe_file
+from srd.installed import need_extra
 
 
 def make_parser() -> Parser:
@@ -54,10 +55,10 @@ def make_parser() -> Parser:
 def run(arguments: Sequence[str]) -> None:
     """Parse and run; raises what `srd.errors.exit_code` turns into exit codes."""
     flags: argparse.Namespace = parse_strictly(make_parser(), arguments)
-    if not os.path.isfile(os.path.expanduser(flags.config)):
-        raise UserError(f"cannot read the configuration {flags.config}: no such file")
+    flags.config = str(recipe_file(flags.config))
     if flags.start_epoch:
         raise UserError("--start_epoch: a run goes on by itself where it was; see --resume")
+    need_extra("resnet", "torchdistill", what="torchdistill's YAML files")
     from resnet.recipe import Options
     from resnet.train import run
 

@@ -11,6 +11,7 @@ from srd.config.fields import check, default_name, read_config
 from srd.config.flags import FLAGS
 from srd.config.layers import Layer, nested, read_yaml
 from srd.errors import UserError, nearest
+from srd.files.locate import recipe_file
 from srd.run.folder import RunFolder
 from srd.training.train import Trained
 from srd.training.train import train as train_configured
@@ -40,7 +41,7 @@ def train(
         UserError: wrong input; Stopped and RunFailed as `srd.training.train.train`.
     """
     fields = {name.replace("-", "_"): field for name, (field, _) in FLAGS.items()} | SHORT
-    layers = [Layer(str(config), read_yaml(config))] if config is not None else []
+    layers = [Layer(str(config), read_yaml(recipe_file(config)))] if config is not None else []
     for name, value in {"student": student, **keywords}.items():
         if name not in fields:
             raise UserError(f"train() has no argument {name!r}{nearest(name, fields)}")
