@@ -37,6 +37,13 @@ def train(folder: Path, name: str, *more: str) -> None:
     )  # fmt: skip
 
 
+def parts(folder: Path, loss: str) -> None:
+    """Five steps of a student without batch norms: alone of whole batches, else in micro-batches."""
+    micro = ["--set=train.micro_batch=3"] if PROCESSES > 1 else []
+    train(folder, f"parts-{loss}_{PROCESSES}", "--model=test_vit", f"--distillation={loss}",
+          "--amp=fp64", "--epochs=1", *micro)  # fmt: skip
+
+
 def train_resnet(folder: Path, name: str, *more: str) -> None:
     """The ResNet half: 30 steps of 16 digits."""
     resnet.run(
@@ -99,6 +106,8 @@ def act(folder: Path, action: str) -> None:
             train(folder, f"step_{PROCESSES}", "--amp=fp64", "--epochs=1", "--batch-size=80")
         case "deit-fp64" | "deit-off":
             train(folder, f"{name}_{PROCESSES}", f"--amp={name.removeprefix('deit-')}")
+        case "parts-srd" | "parts-vkd":
+            parts(folder, name.removeprefix("parts-"))
         case "deit-local":
             train(
                 folder, f"{name}_{PROCESSES}", "--amp=fp64", "--set=train.global_statistics=false"

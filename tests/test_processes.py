@@ -23,6 +23,7 @@ from tests.resnet.recipes import CE, CRITERION, DATA, OURS_LOSS, TEST
 
 ROOT = Path(__file__).resolve().parents[1]
 TERMS = ("loss", "ce", "kl", "repr", "lr")
+LOSSES = ["srd", "vkd"]
 RESNETS = ["resnet-fp64", "resnet-off"] if find_spec("torchdistill") else []
 
 DEIT = {
@@ -117,9 +118,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("processes")
     write_inputs(path)
     whole = ["deit-fp64", "deit-off", "step", *RESNETS]
-    torchrun(path, 2, *whole, "deit-local", "evaluate", "stop@12")
+    losses = [f"parts-{loss}" for loss in LOSSES]
+    torchrun(path, 2, *whole, *losses, "deit-local", "evaluate", "stop@12")
     torchrun(path, 4, *whole, "stop@20")
-    torchrun(path, 1, *whole, "evaluate", "go-on")
+    torchrun(path, 1, *whole, *losses, "evaluate", "go-on")
     torchrun(path, 3, "evaluate")
     return path
 
@@ -186,6 +188,20 @@ def test_the_first_gradients_are_the_same(folder: Path, processes: int) -> None:
     largest = max(float(v.abs().max()) for v in alone.values())
     for name, value in alone.items():
         assert (together[name] - value).abs().max() < 1e-13 * largest, name
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_micro_batches_on_two_processes_train_as_whole_batches_on_one(
+    folder: Path, loss: str
+) -> None:
+    """8 images a process, 3 at a time, of a student without batch norms."""
+    alone, together = steps(folder, f"parts-{loss}_1"), steps(folder, f"parts-{loss}_2")
+    assert len(alone) == len(together) == 5
+    for ours, theirs in zip(together, alone, strict=True):
+        for term in (*TERMS, "grad_norm"):
+            assert ours[term] == pytest.approx(theirs[term], rel=1e-12), term
+    states = [load_file(folder / f"parts-{loss}_{n}/checkpoints/last.pth")["model"] for n in (2, 1)]
+    assert relative(*states) < 1e-12
 
 
 def test_statistics_of_each_process_are_another_run(folder: Path) -> None:
