@@ -90,7 +90,9 @@ def test_rooms_and_modules_form_no_circle() -> None:
 
 def test_no_module_hides_one_of_the_standard_library() -> None:
     names = {path.relative_to(ROOT).parts[0] for path in SOURCES}
-    names |= {path.stem for path in (ROOT / "deit").glob("*.py")}  # `python deit/main.py` finds them
+    names |= {
+        path.stem for path in (ROOT / "deit").glob("*.py")
+    }  # `python deit/main.py` finds them
     names |= {path.stem for path in (ROOT / "resnet").glob("*.py")}
     assert not names & (sys.stdlib_module_names - {"__init__"})
 
