@@ -8,14 +8,21 @@ import numpy as np
 from PIL import Image
 
 from srd.config.fields import Data
-from srd.data.image_source import Split, first_per_class
+from srd.data.image_source import Opened, Split, first_per_class
+from srd.errors import UserError
 
 DIGITS_TEST_PER_CLASS = 50
 
 
-def open_digits(data: Data, split: Split) -> DigitImages:
-    """A split of the digits."""
-    return DigitImages(split, data.images_per_class if split == "train" else None)
+def open_digits(data: Data, training: bool) -> Opened:
+    """Both splits of the digits; a UserError where there is a path to other images."""
+    if data.path is not None:
+        raise UserError(
+            "data.path has no effect with --dataset digits: leave it out, or set --dataset "
+            "imagefolder"
+        )
+    train = DigitImages("train", data.images_per_class) if training else None
+    return Opened(train, DigitImages("val"))
 
 
 class DigitImages:
@@ -39,7 +46,6 @@ class DigitImages:
         else:
             train = order[~np.isin(order, test)]
             self._indices = np.sort(train[first_per_class(targets[train], per_class)])
-
         self.targets = targets[self._indices]
 
     def __len__(self) -> int:

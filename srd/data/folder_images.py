@@ -7,17 +7,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import is_image_file
 
 from srd.config.fields import Data
-from srd.data.image_source import Split, first_per_class, read_image
+from srd.data.image_source import Opened, Split, read_image
 from srd.errors import UserError
 
 
-def open_folder(data: Data, split: Split) -> FolderImages | None:
-    """A split of the folder `data.path`; None for `val` where only `train` is there.
+def open_folder(data: Data, training: bool) -> Opened:
+    """The splits of the folder `data.path`; without `train/` and `val/`, its class folders.
 
     Raises:
-        UserError: no path, or as `FolderImages`.
+        UserError: no path, nothing there, or as `FolderImages`.
     """
     if not data.path:
         raise UserError(
@@ -25,9 +26,20 @@ def open_folder(data: Data, split: Split) -> FolderImages | None:
             "YAML file), or use --dataset digits, which needs no files"
         )
     root = Path(data.path).expanduser()
-    if split == "val" and not (root / "val").exists() and (root / "train").is_dir():
-        return None
-    return FolderImages(data.path, split, data.images_per_class if split == "train" else None)
+    if (root / "val").exists():
+        train = FolderImages(root, "train") if training else None
+        return Opened(train, FolderImages(root, "val"))
+    alone = not (root / "train").exists() and _has_class_folders(root)
+    return Opened(FolderImages(root, None if alone else "train"), None)
+
+
+def _has_class_folders(root: Path) -> bool:
+    """Whether a folder in `root` holds a picture itself, not only further down."""
+    try:
+        folders = [folder for folder in root.iterdir() if folder.is_dir()]
+        return any(is_image_file(file.name) for folder in folders for file in folder.iterdir())
+    except OSError:
+        return False
 
 
 class FolderImages:
@@ -35,15 +47,14 @@ class FolderImages:
 
     Args:
         root: the folder that holds `train/` and `val/`.
-        split: which of the two.
-        per_class: keep only the first n images (by file name) of each class.
+        split: which of the two; None: the class folders are in `root` itself.
 
     Raises:
         UserError: nothing there, no classes, an empty class, or an unreadable folder.
     """
 
-    def __init__(self, root: str | Path, split: Split, per_class: int | None = None) -> None:
-        folder = Path(root).expanduser() / split
+    def __init__(self, root: str | Path, split: Split | None) -> None:
+        folder = Path(root).expanduser() / (split or "")
         if not folder.is_dir():
             raise UserError(
                 f"no images at {root}: looked for {folder}/<class>/<image>; set --data-path, "
@@ -57,19 +68,15 @@ class FolderImages:
             ) from None
         except OSError as error:
             raise UserError(f"cannot read {folder}: {error.strerror or error}") from None
-        self.classes = images.classes
-        samples = images.samples
-        targets = np.array([target for _, target in samples], dtype=np.int64)
-        counts = np.bincount(targets, minlength=len(self.classes))
+        self.classes, self._samples = images.classes, images.samples
+        self.targets = np.array(images.targets, dtype=np.int64)
+        counts = np.bincount(self.targets, minlength=len(self.classes))
         if empty := [name for name, count in zip(self.classes, counts, strict=True) if count == 0]:
             raise UserError(
                 f"no images in {folder / empty[0]}"
                 + (f" and {len(empty) - 1} other class folders" if len(empty) > 1 else "")
                 + ": add images or remove the folder"
             )
-        keep = first_per_class(targets, per_class)
-        self._samples = [samples[i] for i in keep]
-        self.targets = targets[keep]
 
     def __len__(self) -> int:
         return len(self._samples)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,99 +10,128 @@ import numpy as np
 from PIL import Image
 
 from srd.config.fields import Data
-from srd.data.image_source import Split, Subset, first_per_class
+from srd.data.image_source import Opened
 from srd.errors import UserError
 from srd.installed import need_extra
 
-SPLITS = {"train": ("train",), "val": ("validation", "val", "valid", "test")}
+VAL_SPLITS = ("validation", "val", "valid", "test")  # the first that is there is measured on
 
 
-def open_dataset(data: Data, split: Split) -> HFImages | Subset | None:
-    """A split of the data set `data.path`; None for `val` where there is none.
+def open_dataset(data: Data, training: bool) -> Opened:
+    """The splits of the data set `data.path`; one table without splits is for training.
 
     Raises:
-        UserError: `datasets` is not installed, nothing there, no images, no labels.
+        UserError: `datasets` is not installed, nothing there, no split, or as `HFImages`.
     """
     need_extra("datasets", "datasets", what="Hugging Face data sets")
     if not data.path:
         raise UserError("--dataset datasets: set --data-path to a folder or a name on the Hub")
     splits = _load(data.path)
-    name = next((name for name in SPLITS[split] if name in splits), None)
-    if name is None:
-        if split == "val":
-            return None
+    name = next((name for name in VAL_SPLITS if name in splits), None)
+    training = training or name is None
+    if training and "train" not in splits:
         raise UserError(f"{data.path} has no split train: it has {', '.join(map(str, splits))}")
-    images = HFImages(splits[name], data)
-    if split == "train" and data.images_per_class is not None:
-        return Subset(images, first_per_class(images.targets, data.images_per_class))
-    return images
+    train = HFImages(splits, "train", data) if training else None
+    if name is None:
+        return Opened(train, None)
+    note = f"validation images: split {name} of {data.path}"
+    return Opened(train, HFImages(splits, name, data), [note])
 
 
-def _load(path: str) -> Any:
-    """Splits by name."""
-    import datasets
+def _load(path: str) -> Mapping[str, Any]:
+    """Splits by name; no code that comes with the data is run."""
+    import datasets  # it takes seconds to import
 
     folder = Path(path).expanduser()
+    if folder.is_file():
+        raise UserError(f"{path} is a file: set --data-path to its folder")
+    here = str(folder) if folder.is_dir() else path
     saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
     try:
-        loaded: Any = datasets.load_from_disk(str(folder)) if saved else datasets.load_dataset(path)
+        loaded: Any = (
+            datasets.load_from_disk(here)
+            if saved
+            else datasets.load_dataset(here, trust_remote_code=False)  # versions before 4 ask
+        )
     except Exception as error:  # the library's, the Hub client's: no common class
         reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise UserError(f"{path} is no data set that `datasets` can open ({reason})") from error
+        where = "" if folder.is_dir() else "no folder, and "
+        raise UserError(
+            f"{path} is {where}no data set that `datasets` can open ({reason})"
+        ) from None
     return loaded if isinstance(loaded, dict) else {"train": loaded}
 
 
 class HFImages:
     """One split of a Hugging Face data set, with random access; decoded where it is read.
 
+    Classes are those of the label column, or "0" to "n-1" where it holds plain integers.
+
+    Args:
+        splits: all of the data set, so that splits agree on their classes.
+        split: the one to read.
+
     Raises:
-        UserError: no column, or several, with images or with class labels.
+        UserError: no column, or several, with images or with class labels; images without a label.
     """
 
-    def __init__(self, rows: Any, data: Data) -> None:
+    def __init__(self, splits: Mapping[str, Any], split: str, data: Data) -> None:
         import datasets
 
-        self._rows, self._path = rows, data.path
+        rows, self._of = splits[split], f"{data.path}, split {split}"
         features = dict(rows.features)
         images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
-        labels = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-        self._image = self._column(data.image_column, images, features, "image")
-        self._label = self._column(data.label_column, labels, features, "label")
-        self.targets = np.asarray(rows[self._label], dtype=np.int64)
-        kind = features[self._label]
-        count = int(self.targets.max(initial=-1)) + 1
-        named = isinstance(kind, datasets.ClassLabel)
-        self.classes = list(kind.names) if named else [str(number) for number in range(count)]
+        named = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+        # A plain integer may be anything: it is a label only where it is named as one.
+        numbers = [
+            name
+            for name, kind in features.items()
+            if isinstance(kind, datasets.ClassLabel | datasets.Value) and "int" in kind.dtype
+        ]
+        self._image = self._column(data.image_column, images, allowed=images, what="image")
+        label = self._column(data.label_column, named, allowed=numbers, what="label")
+        self._rows = rows.select_columns([self._image])
+        self.targets = _labels(rows, label)
         if len(rows) == 0 or self.targets.min() < 0:
-            raise UserError(f"{data.path} has no images, or images without a label")
+            raise UserError(f"{self._of}: no images, or images without a label")
+        self.classes = features[label].names if label in named else self._numbered(splits, label)
 
     def _column(
-        self, given: str | None, fitting: list[str], features: dict[str, Any], what: str
+        self, given: str | None, fitting: list[str], *, allowed: Collection[str], what: str
     ) -> str:
-        if given is not None:
-            if given not in features:
-                known = ", ".join(features)
-                raise UserError(f"{self._path} has no column {given!r}: it has {known}")
-            return given
-        if len(fitting) != 1:
-            several = (
-                f"several {what} columns ({', '.join(fitting)})" if fitting else f"no {what} column"
-            )
+        choice = f"--set data.{what}_column=... names one of: {', '.join(allowed) or 'none fits'}"
+        if given is not None and given not in allowed:
+            raise UserError(f"{self._of} has no {what} column {given!r}; {choice}")
+        if given is None and len(fitting) != 1:
+            several = f"several {what} columns" if fitting else f"no {what} column"
+            raise UserError(f"{self._of} has {several}; {choice}")
+        return given or fitting[0]
+
+    def _numbered(self, splits: Mapping[str, Any], label: str) -> list[str]:
+        tables = [rows for rows in splits.values() if label in rows.features]
+        count = 1 + max(int(_labels(rows, label).max(initial=-1)) for rows in tables)
+        if count > sum(len(rows) for rows in tables):
             raise UserError(
-                f"{self._path} has {several}; name it: --set data.{what}_column=..., one of "
-                f"{', '.join(features)}"
+                f"{self._of}: column {label} has numbers up to {count - 1}, more than there are "
+                "images; classes are numbered from 0"
             )
-        return fitting[0]
+        return [str(number) for number in range(count)]
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def load(self, index: int) -> tuple[Image.Image, int]:
-        row = self._rows[int(index)]
-        image = row[self._image]
-        if not isinstance(image, Image.Image):
-            raise OSError("not an image")
-        return image.convert("RGB"), int(row[self._label])
+        image = self._rows[int(index)][self._image]
+        if image is None:
+            raise OSError("there is no image")
+        return image.convert("RGB"), int(self.targets[index])
 
     def name(self, index: int) -> str:
-        return f"row {index} of {self._path}"
+        return f"row {index} of {self._of}"
+
+
+def _labels(rows: Any, column: str) -> np.ndarray:
+    """A column of integers, (rows,) int64, -1 where there is none; without decoding the images."""
+    values = rows.select_columns([column]).with_format("arrow")[:].column(column)
+    labels: np.ndarray = values.fill_null(-1).to_numpy().astype(np.int64)
+    return labels

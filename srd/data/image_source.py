@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, Literal, Protocol
+from typing import BinaryIO, Literal, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
@@ -34,6 +35,20 @@ class LabelledSource(ImageSource, Protocol):
     def targets(self) -> np.ndarray:
         """The class numbers, (size,) int64."""
         ...
+
+
+class Opened(NamedTuple):
+    """What an opener gives.
+
+    Args:
+        train: all training images; may be None where nobody trains and there is a `val`.
+        val: the images to measure with; None where the data have no such split.
+        notes: what to tell of them when the run starts.
+    """
+
+    train: LabelledSource | None
+    val: LabelledSource | None
+    notes: Sequence[str] = ()
 
 
 def read_image(file: str | Path | BinaryIO) -> Image.Image:

@@ -6,7 +6,6 @@ A new source is a file with an opener, and a line in `SOURCES`, here or in that 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -15,11 +14,11 @@ from srd.config.fields import Data
 from srd.data.digits import open_digits
 from srd.data.folder_images import open_folder
 from srd.data.hf_datasets import open_dataset
-from srd.data.image_source import LabelledSource, Split, Subset, first_per_class
+from srd.data.image_source import LabelledSource, Opened, Subset, first_per_class
 from srd.errors import UserError, nearest
 
-# Called with the data's settings and a split; None for `val` where the data have none.
-Opener = Callable[[Data, Split], LabelledSource | None]
+# Called with the data's settings, and whether somebody trains; `images_per_class` is seen to here.
+Opener = Callable[[Data, bool], Opened]
 
 SOURCES: dict[str, Opener] = {
     "imagefolder": open_folder,
@@ -47,43 +46,40 @@ def open_splits(data: Data, *, training: bool) -> Splits:
         UserError: an unknown source, no data, other classes, or a setting without effect.
     """
     if data.dataset not in SOURCES:
-        known = ", ".join(SOURCES)
         raise UserError(
-            f"unknown data set {data.dataset!r}{nearest(data.dataset, SOURCES)}: one of {known}"
+            f"data.dataset {data.dataset!r} is unknown{nearest(data.dataset, SOURCES)}: one of "
+            f"{', '.join(SOURCES)}"
         )
     for name in ("image_column", "label_column"):
         if data.dataset != "datasets" and getattr(data, name) is not None:
             raise UserError(
                 f"data.{name} has no effect with --dataset {data.dataset}: leave it out"
             )
-    opener = SOURCES[data.dataset]
-    val = opener(data, "val")
+    train, val, notes = SOURCES[data.dataset](data, training)
     if val is None:
-        return _held_out(data, opener, training)
-    if data.val_fraction is not None:
+        assert train is not None, "an opener gives training images where it has no others"
+        train, val, note = _held_out(train, data.val_fraction or VAL_FRACTION)
+        notes = [*notes, note]
+    elif data.val_fraction is not None:
         raise UserError("data.val_fraction has no effect: the data have a validation split")
-    train = opener(data, "train") if training else None
-    if train is not None:
-        check_same_classes(train, val)
-    return Splits(train, val, [])
-
-
-def _held_out(data: Data, opener: Opener, training: bool) -> Splits:
-    whole = opener(replace(data, images_per_class=None), "train")
-    assert whole is not None
-    fraction = VAL_FRACTION if data.val_fraction is None else data.val_fraction
-    held = hold_out(whole.targets, fraction, whole.classes)
-    val = Subset(whole, held)
-    note = (
-        f"no validation split: {len(held)} of {len(whole)} images are held out, {fraction:.0%} of "
-        "each class (data.val_fraction)"
-    )
     if not training:
-        return Splits(None, val, [note])
-    train = Subset(whole, np.setdiff1d(np.arange(len(whole)), held))
+        return Splits(None, val, [*notes])
+    assert train is not None, "an opener gives training images to who trains"
+    check_same_classes(train, val)
     if data.images_per_class is not None:
         train = Subset(train, first_per_class(train.targets, data.images_per_class))
-    return Splits(train, val, [note])
+    return Splits(train, val, [*notes])
+
+
+def _held_out(whole: LabelledSource, fraction: float) -> tuple[Subset, Subset, str]:
+    """Training images, validation images, and what to tell of them."""
+    held = hold_out(whole.targets, fraction, whole.classes)
+    rest = np.setdiff1d(np.arange(len(whole)), held)
+    note = (
+        f"no validation split: {len(held)} of {len(whole)} images are held out, "
+        f"{100 * fraction:g}% of each class (data.val_fraction)"
+    )
+    return Subset(whole, rest), Subset(whole, held), note
 
 
 def hold_out(targets: np.ndarray, fraction: float, classes: list[str]) -> np.ndarray:

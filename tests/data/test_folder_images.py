@@ -1,0 +1,104 @@
+"""Image folders: what they hold, and what is said when they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from srd.config.fields import Data
+from srd.data.folder_images import FolderImages, open_folder
+from srd.data.sources import open_splits
+from srd.errors import UserError
+
+MakeImages = Callable[[dict[str, int]], Path]  # the fixture `make_images`
+SPLITS = {"train/cat": 3, "train/dog": 2, "val/cat": 1, "val/dog": 1}
+
+
+def test_folder_holds_every_image_with_its_class(make_images: MakeImages) -> None:
+    root = make_images(SPLITS)
+    images = FolderImages(root, "train")
+    assert images.classes == ["cat", "dog"]
+    assert [images.load(i)[1] for i in range(len(images))] == [0, 0, 0, 1, 1]
+    assert Path(images.name(3)) == root / "train/dog/0.jpg"
+    with Image.open(root / "train/cat/1.jpg") as file:
+        assert np.array_equal(np.asarray(images.load(1)[0]), np.asarray(file))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
+def test_images_come_as_rgb(make_images: MakeImages, mode: str) -> None:
+    root = make_images(SPLITS)
+    Image.new(mode, (5, 4)).save(root / "train/cat" / ("a.tif" if mode == "CMYK" else "a.png"))
+    images = FolderImages(root, "train")
+    assert len(images) == 6
+    assert all(images.load(i)[0].mode == "RGB" for i in range(len(images)))
+
+
+def test_files_that_are_no_images_are_not_counted(make_images: MakeImages) -> None:
+    root = make_images(SPLITS)
+    (root / "train/cat/notes.txt").write_text("not an image")
+    assert len(FolderImages(root, "train")) == 5
+
+
+def test_nothing_at_the_path(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        FolderImages(tmp_path / "nowhere", "train")
+    said = str(caught.value)
+    assert str(tmp_path / "nowhere/train") in said
+    assert "--data-path" in said and "--dataset digits" in said
+
+
+def test_a_missing_split_is_named(make_images: MakeImages) -> None:
+    root = make_images({"train/cat": 1})
+    with pytest.raises(UserError, match=f"{root}/val/<class>/<image>"):
+        FolderImages(root, "val")
+
+
+def test_no_path_at_all() -> None:
+    with pytest.raises(UserError, match=r"--data-path.*--dataset digits"):
+        open_splits(Data(), training=True)
+
+
+def test_no_class_folders(make_images: MakeImages) -> None:
+    root = make_images({"train": 2})
+    with pytest.raises(UserError, match=r"train has no class folders: expected .*<class>/<image>"):
+        FolderImages(root, "train")
+
+
+def test_empty_class_folders_are_named(make_images: MakeImages) -> None:
+    root = make_images({**SPLITS, "train/ant": 0})
+    with pytest.raises(UserError, match=f"no images in {root}/train/ant"):
+        FolderImages(root, "train")
+    make_images({"train/bee": 0})
+    with pytest.raises(UserError, match="train/ant and 1 other"):
+        FolderImages(root, "train")
+
+
+def test_class_folders_alone_are_for_training(make_images: MakeImages) -> None:
+    root = make_images({"cat": 12, "dog": 3})
+    train, val, notes = open_splits(Data(path=str(root)), training=True)
+    assert train is not None and train.classes == val.classes == ["cat", "dog"]
+    assert np.bincount(train.targets).tolist() == [11, 2]
+    assert np.bincount(val.targets).tolist() == [1, 1]
+    assert Path(val.name(0)).parent == root / "cat" and "held out" in notes[0]
+
+
+@pytest.mark.parametrize(
+    "folders", [{"photos/train/cat": 1, "photos/val/cat": 1}, {"one": 0, "two": 0}]
+)
+def test_a_folder_of_something_else_is_no_data(
+    make_images: MakeImages, folders: dict[str, int]
+) -> None:
+    root = make_images(folders)
+    with pytest.raises(UserError, match=f"no images at {root}: looked for {root}/train/<class>"):
+        open_folder(Data(path=str(root)), True)
+
+
+def test_training_needs_more_than_a_validation_split(make_images: MakeImages) -> None:
+    data = Data(path=str(make_images({"val/cat": 2})))
+    assert len(open_splits(data, training=False).val) == 2
+    with pytest.raises(UserError, match=r"looked for .*/train/<class>/<image>"):
+        open_splits(data, training=True)
