@@ -202,6 +202,7 @@ def test_settings_reach_the_optimizer(task: DistillationTask) -> None:
     ("settings", "said"),
     [
         ({"name": "adamv"}, "unknown optimizer 'adamv' (optim.name) (did you mean 'adam"),
+        ({"name": "fusedadam"}, "unknown optimizer 'fusedadam'"),  # of a package beside timm
         ({"name": "adahessian"}, "second order"),
         ({"name": "adamw", "momentum": 0.9}, "optim.momentum has no effect with optim.name=adamw"),
         ({"name": "momentum", "betas": (0.9, 0.99)}, "optim.betas has no effect"),
