@@ -52,7 +52,8 @@ def create_optimizer(
 
 def check_optimizer(optim: Optim) -> dict[str, Any]:
     """The settings that are given to the named optimizer; a UserError where it does not read one."""
-    known = list_optimizers()
+    # Those that timm knows by a name alone come with other packages.
+    known = [n for n in list_optimizers() if not isinstance(get_optimizer_info(n).opt_class, str)]
     if optim.name not in known:
         raise UserError(
             f"unknown optimizer {optim.name!r} (optim.name){nearest(optim.name, known)}: one of timm's"
