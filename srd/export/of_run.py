@@ -76,7 +76,9 @@ def about_run(
         about["Teacher"] = "none" if loss.name == "none" else config.teacher.name
         match = getattr(loss, "match", None)
         about["Method"] = loss.name + (f" ({match})" if match else "")
-    data = {"digits": "scikit-learn's digits"}.get(config.data.dataset, "a folder of images")
+    data = {"digits": "scikit-learn's digits", "datasets": "a Hugging Face data set"}.get(
+        config.data.dataset, "a folder of images"
+    )
     data = "ImageNet-1k" if is_imagenet(names) else data
     count = facts.get("train_images")
     about["Training data"] = data + (f", {count} images" if count else "")

@@ -145,7 +145,11 @@ def with_trained_teacher(config: Config) -> Config:
     here = {
         "output": config.output,
         "device": config.device,
-        "data": {"path": config.data.path, "workers": config.data.workers},
+        "data": {
+            "path": config.data.path,
+            "workers": config.data.workers,
+            "val_fraction": config.data.val_fraction,  # it must not see the student's
+        },
     }
     recipe = read_config([Layer(str(path), read_yaml(path)), Layer("", here)])
     check(recipe)

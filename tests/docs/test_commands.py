@@ -43,7 +43,7 @@ RUN: dict[str, Callable[[Sequence[str]], None]] = {
     RESNET: resnet.main.run,
     "scripts/export.py": export.run,
     "scripts/predict.py": predict.run,
-    "scripts/report.py": report.main,
+    "scripts/report.py": report.run,
     "scripts/fetch_checkpoints.py": fetch_checkpoints.run,
     "scripts/evaluate_released.py": evaluate_released.run,
 }
