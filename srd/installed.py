@@ -35,11 +35,13 @@ def not_installed() -> UserError:
     return UserError(f"{PROJECT} is not installed in this Python: pip install -e . in its folder")
 
 
-def need_extra(extra: str, *packages: str, what: str) -> None:
-    """Raise a UserError that says how to install `extra` unless all its `packages` are there.
+def need_extra(extra: str | None, *packages: str, what: str) -> None:
+    """Raise a UserError that says how to install what is missing unless all `packages` are there.
 
     Args:
+        extra: of the project, which installs them; None: they are installed by their names.
         what: needs them, in the plural.
     """
     if missing := [name for name in packages if find_spec(name) is None]:
-        raise UserError(f"{what} need {', '.join(missing)}: pip install '{PROJECT}[{extra}]'")
+        mend = f"'{PROJECT}[{extra}]'" if extra else " ".join(missing)
+        raise UserError(f"{what} need {', '.join(missing)}: pip install {mend}")

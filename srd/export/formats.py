@@ -29,7 +29,7 @@ class Format:
             `Original` is the classifier and its graph. Errors: RunFailed.
         usage: how to use the file, in Markdown, for the model card; "" where there is nothing to say.
         packages: what `write` imports beyond the project's own requirements.
-        extra: of the project, the one that installs them.
+        extra: of the project, which installs them; None: they are installed by their names.
         includes: other formats that come along.
     """
 
@@ -38,7 +38,7 @@ class Format:
     write: Callable[[Original, Path], str | None]
     usage: Callable[[Classifier], str] = lambda classifier: ""
     packages: tuple[str, ...] = ()
-    extra: str = "export"
+    extra: str | None = None
     includes: tuple[str, ...] = ()
 
 
@@ -110,6 +110,7 @@ FORMATS: dict[str, Format] = {
                 "are prepared and what the classes are called."
             ),
             packages=("onnx", "onnxscript", "onnxruntime"),
+            extra="export",
         ),
         Format(
             name="torch",

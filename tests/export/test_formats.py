@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,9 @@ def test_a_format_of_ones_own(
     weights = torch.load(tmp_path / "out" / "model.half.pt")
     assert torch.equal(weights["head.fc.weight"], classifier.model.head.fc.weight.half())
     export(classifier, tmp_path / "out", formats=["half"], overwrite=True)
+    monkeypatch.setitem(FORMATS, "half", replace(mine, packages=("no_such_package",)))
+    with pytest.raises(UserError, match=r"half\.pt files need .*: pip install no_such_package$"):
+        export(classifier, tmp_path / "out", formats=["half"], overwrite=True)
 
 
 def test_the_table_is_read_without_torch() -> None:
