@@ -12,18 +12,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from srd.cli import Parser, parse_strictly
 from srd.config.flags import FLAGS
 from srd.errors import UserError, exit_code
 
 
-def make_parser() -> Parser:
+def make_parser(prog: str = "deit/main.py") -> Parser:
     """All flags; those of FLAGS set a configuration field of the same meaning."""
     parser = Parser(
-        prog="deit/main.py",
+        prog=prog,
         description="Distil a teacher into a student, or evaluate one.",
         epilog="Every field of srd/config/fields.py can be set with --set or in a YAML file.",
         allow_abbrev=False,
@@ -43,39 +42,41 @@ def make_parser() -> Parser:
     return parser
 
 
+def trained(flags: argparse.Namespace) -> Literal["student", "teacher"] | None:
+    """Which of the two is to be trained, if any."""
+    return "student" if flags.train_student else "teacher" if flags.train_teacher else None
+
+
 def configure(flags: argparse.Namespace) -> Any:
     """Defaults, then the YAML file, then flags, then --set."""
-    from srd.config.fields import check, default_name, read_config
+    from srd.config.effects import configure
     from srd.config.layers import Layer, nested, read_yaml, setting
     from srd.files.locate import recipe_file
 
     file = flags.config and recipe_file(flags.config)
-    layers = [Layer(flags.config, read_yaml(file))] if file else []
+    shared = [Layer(flags.config, read_yaml(file))] if file else []
+    given = []
     for name, (field, _) in FLAGS.items():
         if (value := getattr(flags, field)) is not None:
-            layers.append(Layer(f"--{name}", nested(field, value)))
+            given.append(Layer(f"--{name}", nested(field, value)))
     if flags.compile:
-        layers.append(Layer("--compile", {"compile": True}))
-    layers += [Layer(f"--set {text}", setting(text)) for text in flags.set]
-    config = read_config(layers)
-    if flags.train_student or flags.train_teacher:
-        check(config)
-    name = config.name or default_name(config, "teacher" if flags.train_teacher else "student")
-    return replace(config, name=name)
+        given.append(Layer("--compile", {"compile": True}))
+    given += [Layer(f"--set {text}", setting(text)) for text in flags.set]
+    return configure(shared, given, trained(flags) or "evaluation")
 
 
-def run(arguments: Sequence[str]) -> None:
+def run(arguments: Sequence[str], prog: str = "deit/main.py") -> None:
     """Parse, then evaluate or train; raises what `srd.errors.exit_code` turns into exit codes."""
-    flags = parse_strictly(make_parser(), arguments)
-    training = flags.train_student or flags.train_teacher
-    if flags.checkpoint and training:
+    flags = parse_strictly(make_parser(prog), arguments)
+    model = trained(flags)
+    if flags.checkpoint and model:
         raise UserError("--checkpoint is for evaluation; to go on from a file use --resume FILE")
     config = configure(flags)
     # torch and timm take seconds to import: mistakes in the command are told before
-    if training:
+    if model:
         from srd.training.train import train
 
-        train(config, "teacher" if flags.train_teacher else "student")
+        train(config, model)
     else:
         from srd.evaluation.of_checkpoint import evaluate_checkpoint
 
@@ -85,14 +86,14 @@ def run(arguments: Sequence[str]) -> None:
 def train(arguments: Sequence[str]) -> None:
     """Train a student; with --train_teacher, a teacher."""
     teacher = {"--train-teacher", "--train_teacher"} & set(arguments)
-    run(arguments if teacher else ["--train-student", *arguments])
+    run(arguments if teacher else ["--train-student", *arguments], prog="srd train")
 
 
 def evaluate(arguments: Sequence[str]) -> None:
     """Measure a checkpoint on the validation images."""
     if flags := [name for name in arguments if name.replace("_", "-").startswith("--train-")]:
         raise UserError(f"{flags[0]}: srd evaluate trains nothing; use srd train")
-    run(arguments)
+    run(arguments, prog="srd evaluate")
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from torchdistill.optim.registry import OPTIM_DICT, SCHEDULER_DICT
 from resnet.models import Models
 from resnet.recipe import Recipe
 from srd.errors import UserError, nearest
-from srd.method.simple_recipe import SimpleRecipeLoss
+from srd.method.loss import Loss
 
 REGISTRIES = (
     HIGH_LEVEL_LOSS_DICT, MIDDLE_LEVEL_LOSS_DICT, LOW_LEVEL_LOSS_DICT, LOSS_DICT, LOSS_WRAPPER_DICT,
@@ -129,9 +129,9 @@ def trained_network(box: Any) -> nn.Module:
 
 
 def use_local_statistics(box: Any) -> None:
-    """Our representation loss on each process's share of the batch, as in the released code."""
+    """Our losses on each process's share of the batch, as in the released code."""
     for module in trained_network(box).modules():
-        if isinstance(module, SimpleRecipeLoss):
+        if isinstance(module, Loss):
             module.use_local_statistics()
 
 

@@ -9,42 +9,58 @@
       forward_hook: {output: [layer4]}
     criterion: ... key: SimpleRecipeCriterion, kwargs: {teacher_layer: layer4}
 
-`srd.method.simple_recipe` holds the mathematics. Fields that these classes do not know are errors.
+Any other loss of `srd.method.losses` goes by its name: `loss: vkd` among the wrapper's kwargs, or
+`loss: {name: vkd, beta: 0.5}`. Fields that these classes do not know are errors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchdistill.losses.registry import register_mid_level_loss
 from torchdistill.models.registry import register_auxiliary_model_wrapper
 from torchdistill.models.wrapper import AuxiliaryModelWrapper
 
+from srd.config.layers import Layer, build
 from srd.data.digits import DigitImages
 from srd.data.image_source import Split
 from srd.errors import UserError, nearest
 from srd.method.logits import distillation_kl
-from srd.method.simple_recipe import Match, SimpleRecipeLoss
+from srd.method.loss import Loss
+from srd.method.losses import LossSettings, create_loss
+from srd.strict import STRICT
 
 MODULE_KEY = "simple_recipe"  # where the wrapper leaves its loss and the student's representation
 
 
+@dataclass(config=STRICT)
+class Chosen:
+    """The wrapper's `loss:`."""
+
+    loss: LossSettings
+
+
 @register_auxiliary_model_wrapper
 class SimpleRecipeWrapper(AuxiliaryModelWrapper):
-    """A student with its projector, so that both are trained and saved.
+    """A student with a loss by name and its projector, so that both are trained and saved.
 
     Args:
-        layer: of the student, whose feature map (B, D_s, H, W) is averaged over its positions.
+        layer: of the student, whose feature map (B, D_s, H, W) is averaged over its positions, or
+            taken position by position (B, HW, D_s) by a loss that reads tokens. A loss that reads
+            logits takes (B, C) of any layer, the classifier's say.
         student_dim, teacher_dim: D_s and D_t.
-        match, alpha, bn_eps, log_eps: of `srd.method.simple_recipe.SimpleRecipeLoss`; the defaults are the
-            released ResNet code's.
+        loss: the name of a loss, or its settings with it, as in the other half's `distill.loss`.
+        settings: without `loss`, those of `srd`: `match`, `alpha`, `bn_eps`, `log_eps`; the defaults
+            are the released ResNet code's.
 
     Raises:
-        UserError: the student has no such layer, or its width is not `student_dim`.
+        UserError: the student has no such layer; an unknown loss, or one that reads nothing of the
+            student's; settings that the loss does not have; settings beside `loss`.
     """
 
     def __init__(
@@ -52,15 +68,13 @@ class SimpleRecipeWrapper(AuxiliaryModelWrapper):
         layer: str,
         student_dim: int,
         teacher_dim: int,
-        match: Match = "elementwise",
-        alpha: float = 4.0,
-        bn_eps: float | None = None,
-        log_eps: float | None = None,
+        loss: str | Mapping[str, Any] | None = None,
         *,
         student_model: nn.Module,
         device: torch.device,
         device_ids: list[int] | None = None,
         distributed: bool = False,
+        **settings: Any,
     ) -> None:
         super().__init__()
         names = [name for name, _ in student_model.named_modules()]
@@ -68,9 +82,8 @@ class SimpleRecipeWrapper(AuxiliaryModelWrapper):
             raise UserError(f"the student has no layer {layer!r}{nearest(layer, names)}")
         self.layer = f"model.{layer}"
         self.model = student_model
-        self.distillation_loss = SimpleRecipeLoss(
-            student_dim, teacher_dim, match, alpha, bn_eps, log_eps
-        ).to(device)
+        self.distillation_loss = _create(loss, settings, student_dim, teacher_dim).to(device)
+        self.dims = student_dim, teacher_dim
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)
@@ -79,21 +92,36 @@ class SimpleRecipeWrapper(AuxiliaryModelWrapper):
         """Leave the loss and the student's representation (B, D_s) where the criterion finds them."""
         if self.layer not in io_dict:
             raise UserError(f"the student needs `forward_hook: {{output: [{self.layer}]}}`")
-        z_s = pooled(io_dict[self.layer]["output"])
-        wanted = self.distillation_loss.projector.in_features
-        if z_s.shape[1] != wanted:
-            raise UserError(
-                f"the student's {self.layer} is {z_s.shape[1]} wide, the projector's student_dim {wanted}"
-            )
-        io_dict[MODULE_KEY] = {"loss": self.distillation_loss, "z_s": z_s}
+        z_s = read(io_dict[self.layer]["output"], self.distillation_loss)
+        check_width(z_s, self.dims[0], f"the student's {self.layer}", "student_dim")
+        io_dict[MODULE_KEY] = {"loss": self.distillation_loss, "z_s": z_s, "dim": self.dims[1]}
+
+
+def _create(loss: str | Mapping[str, Any] | None, settings: dict[str, Any], *dims: int) -> Loss:
+    if loss is not None and settings:
+        raise UserError(
+            f"SimpleRecipeWrapper: {', '.join(settings)} beside `loss`: write them into it, "
+            "loss: {name: ..., ...}"
+        )
+    given = {"name": "srd", "match": "elementwise", **settings} if loss is None else loss
+    chosen = build(Chosen, [Layer("SimpleRecipeWrapper", {"loss": given})]).loss
+    module = create_loss(chosen, student_dim=dims[0], teacher_dim=dims[1])
+    if module is None:
+        raise UserError(
+            f"SimpleRecipeWrapper: the loss {chosen.name!r} compares no representations: for it, "
+            "torchdistill's own entries are enough (KDLoss, or no teacher)"
+        )
+    return module
 
 
 @register_mid_level_loss
 class SimpleRecipeCriterion(nn.Module):
-    """repr_weight * representation loss + kl_weight * KL on logits; the terms stay in `terms`.
+    """repr_weight * the wrapper's loss + kl_weight * KL on logits; the terms stay in `terms`.
+
+    A loss that says that it takes the place of the KL (`Loss.logits`) stands alone.
 
     Args:
-        teacher_layer: whose feature map is averaged to (B, D_t).
+        teacher_layer: what the loss reads of the teacher, as the wrapper's `layer` of the student.
         repr_weight: 2 in the released ResNet code.
         kl_weight, temperature: of the KL, batch mean, as released.
     """
@@ -118,24 +146,35 @@ class SimpleRecipeCriterion(nn.Module):
         if self.teacher_layer not in teacher_io_dict:
             raise UserError(f"the teacher needs `forward_hook: {{output: [{self.teacher_layer}]}}`")
         ours = student_io_dict[MODULE_KEY]
-        z_t = pooled(teacher_io_dict[self.teacher_layer]["output"])
-        wanted = ours["loss"].projector.out_features
-        if z_t.shape[1] != wanted:
-            raise UserError(
-                f"the teacher's {self.teacher_layer} is {z_t.shape[1]} wide, the projector's "
-                f"teacher_dim {wanted}"
-            )
-        kl = distillation_kl(
+        loss: Loss = ours["loss"]
+        z_t = read(teacher_io_dict[self.teacher_layer]["output"], loss)
+        check_width(z_t, ours["dim"], f"the teacher's {self.teacher_layer}", "teacher_dim")
+        kl = loss.logits and distillation_kl(
             student_io_dict["."]["output"], teacher_io_dict["."]["output"], self.temperature
         )
-        self.terms = {"repr": ours["loss"](ours["z_s"], z_t), "kl": kl}
-        return self.repr_weight * self.terms["repr"] + self.kl_weight * kl
+        self.terms = {"repr": loss(ours["z_s"], z_t)}
+        total = self.repr_weight * self.terms["repr"]
+        if kl is False:
+            return total
+        self.terms["kl"] = kl
+        return total + self.kl_weight * kl
 
 
-def pooled(features: Tensor) -> Tensor:
-    """(B, D, H, W) averaged to (B, D) in float32 or better; (B, D) as it is."""
-    features = features.to(torch.promote_types(torch.float32, features.dtype))
-    return features.mean(dim=(2, 3)) if features.ndim == 4 else features
+def read(output: Tensor, loss: Loss) -> Tensor:
+    """What a loss reads of a layer's output, in float32 or better.
+
+    Shapes: (B, D, H, W) to its mean (B, D), or to tokens (B, HW, D); (B, D) and (B, N, D) stay.
+    """
+    output = output.to(torch.promote_types(torch.float32, output.dtype))
+    if loss.reads == "tokens":
+        return output.flatten(2).transpose(1, 2) if output.ndim == 4 else output
+    return output.mean(dim=(2, 3)) if output.ndim == 4 else output
+
+
+def check_width(z: Tensor, dim: int, what: str, name: str) -> None:
+    """Raise a UserError unless the last dimension of `z` is `dim`."""
+    if z.shape[-1] != dim:
+        raise UserError(f"{what} is {z.shape[-1]} wide, the projector's {name} {dim}")
 
 
 class Digits(Dataset[tuple[Any, int]]):

@@ -26,7 +26,14 @@ from srd.run.log import read_metrics
 ROOT = Path(__file__).resolve().parents[1]
 TEACHER = "test_byobnet"  # of timm's networks for tests: convolutional, 0.2 M parameters
 
+# Files of minutes, begun first: what begins last is waited for by all other processes.
+LONG = ("test_processes.py", "test_launch.py", "test_train.py", "test_resume.py")
+
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 @pytest.fixture(autouse=True)

@@ -29,6 +29,7 @@ def chaos(tmp_path: Path, kills: int, processes: list[str], *more: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_three_kills(tmp_path: Path) -> None:
     told = chaos(tmp_path, 3, ["1"], "--epochs=12", "--workers=0")
     assert "3 kills" in told and "difference 0.0e+00" in told and "\nthe same run" in told

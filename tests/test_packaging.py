@@ -55,10 +55,11 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An environment with the wheel, and the running one's packages without those of the extras."""
     folder = tmp_path_factory.mktemp("installed")
     venv.create(folder, symlinks=True)
+    elsewhere = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install", "--quiet",
          "--no-deps", "--no-index", "--disable-pip-version-check", wheel],
-        capture_output=True, text=True,
+        env=elsewhere, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (packages,) = folder.glob("lib/*/site-packages")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from srd.config.fields import check, default_name, read_config
+from srd.config.effects import configure
 from srd.config.flags import FLAGS
 from srd.config.layers import Layer, nested, read_yaml
 from srd.errors import UserError, nearest
@@ -41,17 +40,16 @@ def train(
         UserError: wrong input; Stopped and RunFailed as `srd.training.train.train`.
     """
     fields = {name.replace("-", "_"): field for name, (field, _) in FLAGS.items()} | SHORT
-    layers = [Layer(str(config), read_yaml(recipe_file(config)))] if config is not None else []
+    shared = [Layer(str(config), read_yaml(recipe_file(config)))] if config is not None else []
+    given = []
     for name, value in {"student": student, **keywords}.items():
         if name not in fields:
             raise UserError(f"train() has no argument {name!r}{nearest(name, fields)}")
         if value is not None:
             plain = str(value) if isinstance(value, Path) else value
-            layers.append(Layer(f"{name}=", nested(fields[name], plain)))
+            given.append(Layer(f"{name}=", nested(fields[name], plain)))
     for dotted, value in (settings or {}).items():
-        layers.append(Layer(f"settings[{dotted!r}]", nested(dotted, value)))
-    built = read_config(layers)
-    check(built)
-    name = built.name or default_name(built, trained)
-    train_configured(replace(built, name=name), trained)
-    return RunFolder(built.output, name).path
+        given.append(Layer(f"settings[{dotted!r}]", nested(dotted, value)))
+    built = configure(shared, given, trained)
+    train_configured(built, trained)
+    return RunFolder(built.output, str(built.name)).path

@@ -129,6 +129,7 @@ def test_a_saved_configuration_reads_back_equal(tmp_path: Path) -> None:
 def test_flags_win_over_yaml_and_set_over_flags(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("train: {epochs: 5, batch_size: 8}\nseed: 4")
     flags = [
+        "--train-student",
         "--config",
         str(tmp_path / "c.yaml"),
         "--batch_size=10",
@@ -168,8 +169,9 @@ FLAGS = {
 def test_a_flag_sets_its_field_alone_with_either_spelling(flag: str, underscore: bool) -> None:
     key, value = FLAGS[flag]
     spelled = "--" + flag[2:].replace("-", "_") if underscore else flag
-    config = configure(make_parser().parse_args([spelled, str(value)]))
-    defaults = flatten(to_mapping(configure(make_parser().parse_args([]))))
+    mode = "--train-student"
+    config = configure(make_parser().parse_args([mode, spelled, str(value)]))
+    defaults = flatten(to_mapping(configure(make_parser().parse_args([mode]))))
     found = flatten(to_mapping(config))
     changed = {k: v for k, v in found.items() if v != defaults[k]}
     if flag in ("--model", "--dataset", "--distillation"):  # the run's name tells them

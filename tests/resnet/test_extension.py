@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,6 +10,10 @@ from torchdistill.models.wrapper import SRDModelWrapper
 
 from resnet.extension import SimpleRecipeCriterion, SimpleRecipeWrapper
 from srd.errors import UserError
+from srd.method.logits import distillation_kl
+from srd.method.loss import Loss
+from srd.method.losses import KDSettings
+from srd.method.vkd import VkDLoss
 
 CPU = torch.device("cpu")
 
@@ -92,7 +94,78 @@ def test_a_layer_that_is_not_there_names_the_nearest() -> None:
         SimpleRecipeWrapper("layer5", 7, 9, student_model=Net(7), device=CPU)
 
 
-@pytest.mark.parametrize("build", [SimpleRecipeCriterion, SimpleRecipeWrapper])
-def test_unknown_fields_are_errors(build: Callable[..., nn.Module]) -> None:
+def wrapped(**settings: object) -> SimpleRecipeWrapper:
+    student, device = Net(7).double(), CPU
+    return SimpleRecipeWrapper("layer4", 7, 9, student_model=student, device=device, **settings)
+
+
+def test_unknown_fields_are_errors() -> None:
     with pytest.raises(TypeError, match="temprature"):
-        build("layer4", temprature=2.0)
+        SimpleRecipeCriterion("layer4", temprature=2.0)
+    with pytest.raises(UserError, match=r"unknown key 'loss\.temprature'"):
+        wrapped(temprature=2.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"loss": "vdk"}, "did you mean 'vkd'"),
+        (
+            {"loss": {"name": "vkd", "alpha": 4.0}},
+            r"unknown key 'loss\.alpha' in SimpleRecipeWrapper",
+        ),
+        ({"loss": {"name": "vkd", "beta": -1}}, "loss.beta in SimpleRecipeWrapper"),
+        ({"loss": "srd", "alpha": 2.0}, "alpha beside `loss`"),
+        ({"loss": "kd"}, "compares no representations"),
+        ({"loss": 5}, "name of a loss"),
+    ],
+)
+def test_a_loss_that_there_is_not_or_that_has_no_such_setting(
+    settings: dict[str, object], told: str
+) -> None:
+    with pytest.raises(UserError, match=told):
+        wrapped(**settings)
+
+
+def test_any_loss_by_name_is_the_other_halfs() -> None:
+    """The terms, their sum and the projector's gradient: VkD with a setting of its own."""
+    torch.manual_seed(0)
+    wrapper = wrapped(loss={"name": "vkd", "beta": 0.5}).double()
+    teacher, x = Net(9).double(), torch.randn(6, 3, 8, 8).double()
+    total = ours(wrapper.model, teacher, x, wrapper)
+    total.backward()
+    same = VkDLoss(7, 9, beta=0.5).double()
+    same.load_state_dict(wrapper.distillation_loss.state_dict())
+    z_s, z_t = (net.features.detach().mean((2, 3)) for net in (wrapper.model, teacher))
+    kl = distillation_kl(wrapper.model(x), teacher(x))
+    loss = 2 * same(z_s, z_t)
+    loss.backward()
+    torch.testing.assert_close(total, loss + kl, rtol=1e-12, atol=0)
+    for own, other in zip(wrapper.distillation_loss.parameters(), same.parameters(), strict=True):
+        assert own.grad is not None and own.grad.abs().sum() > 0
+        torch.testing.assert_close(own.grad, other.grad, rtol=1e-10, atol=1e-14)
+
+
+class PositionByPosition(Loss):
+    """The squares of the differences; in the place of the KL."""
+
+    reads, logits, settings = "tokens", False, KDSettings
+
+    def __init__(self, student_dim: int, teacher_dim: int) -> None:
+        super().__init__()
+        self.projector = nn.Linear(student_dim, teacher_dim, bias=False)
+
+    def forward(self, z_s: Tensor, z_t: Tensor) -> Tensor:
+        return (self.projector(z_s) - z_t).square().mean()
+
+
+def test_a_loss_of_tokens_reads_each_position_and_may_stand_alone() -> None:
+    torch.manual_seed(0)
+    wrapper = wrapped(loss="vkd")
+    wrapper.distillation_loss = PositionByPosition(7, 9).double()
+    teacher, x = Net(9).double(), torch.randn(6, 3, 8, 8).double()
+    total = ours(wrapper.model, teacher, x, wrapper)
+    weight = wrapper.distillation_loss.projector.weight
+    projected = torch.einsum("td,bdhw->bthw", weight, wrapper.model.features)
+    expected = 2 * (projected - teacher.features).square().mean()
+    torch.testing.assert_close(total, expected, rtol=1e-12, atol=0)

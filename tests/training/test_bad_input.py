@@ -340,7 +340,7 @@ def test_resuming_a_student_as_a_teacher(
 ) -> None:
     common = (f"--config={recipe}", f"--output={tmp_path / 'out'}", "--name=run", "--epochs=1")
     assert deit("--train_student", "--distillation=none", *common).code == 0
-    said = refused("--train_teacher", "--distillation=none", *common)
+    said = refused("--train_teacher", *common)
     assert "trained: student -> teacher" in said
 
 

@@ -1,0 +1,126 @@
+"""What holds for every loss by name: those of the table, and those that will be added to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from srd.method.loss import Loss
+from srd.method.losses import LOSSES, LossSettings, create_loss
+
+BUILT = [name for name, loss in LOSSES.items() if loss.reads is not None]
+NOT_BUILT = [name for name in LOSSES if name not in BUILT]
+BATCH, D_S, D_T, TOKENS, CLASSES = 6, 3, 4, 5, 7
+# Of a setting: another value than its default. One for every setting of every loss.
+OTHER = {"match": "elementwise", "alpha": 2.0, "bn_eps": 0.3, "log_eps": 0.2, "beta": 0.1,
+         "norm_eps": 0.5}  # fmt: skip
+
+
+def settings(name: str, **values: Any) -> Any:
+    return TypeAdapter(LossSettings).validate_python({"name": name, **values})
+
+
+def made(name: str, **values: Any) -> Loss:
+    """Built with the same parameters each time, in float64."""
+    torch.manual_seed(0)
+    loss = create_loss(settings(name, **values), student_dim=D_S, teacher_dim=D_T)
+    assert loss is not None
+    return loss.double()
+
+
+def pair(name: str, batch: int = BATCH) -> tuple[Tensor, Tensor]:
+    """What the loss reads of a student and of a teacher."""
+    shapes = {"features": [(D_S,), (D_T,)], "tokens": [(TOKENS, D_S), (TOKENS, D_T)],
+              "logits": [(CLASSES,), (CLASSES,)]}  # fmt: skip
+    generator = torch.Generator().manual_seed(1)
+    z_s, z_t = (
+        torch.randn(batch, *shape, generator=generator, dtype=torch.float64)
+        for shape in shapes[LOSSES[name].reads or "features"]
+    )
+    return z_s, z_t
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_it_is_chosen_by_its_name_alone_or_with_its_settings(name: str) -> None:
+    alone = TypeAdapter(LossSettings).validate_python(name)
+    assert alone == settings(name) and type(alone) is LOSSES[name].settings
+    with pytest.raises(ValidationError, match="nonsense"):
+        settings(name, nonsense=1)
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_its_settings_are_its_keywords(name: str) -> None:
+    fields = {field.name: field.default for field in dataclasses.fields(LOSSES[name].settings)}
+    assert fields.pop("name") == name
+    keywords = inspect.signature(LOSSES[name]).parameters
+    assert {key: keywords[key].default for key in fields} == fields
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        (name, field.name)
+        for name in BUILT
+        for field in dataclasses.fields(LOSSES[name].settings)
+        if field.name != "name"
+    ],
+)
+def test_each_setting_changes_the_loss(name: str, key: str) -> None:
+    z = pair(name)
+    assert not torch.allclose(made(name)(*z), made(name, **{key: OTHER[key]})(*z))
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_gradients_reach_the_student_and_all_parameters_and_not_the_teacher(name: str) -> None:
+    loss, (z_s, z_t) = made(name), pair(name)
+    z_s.requires_grad_(), z_t.requires_grad_()
+    value = loss(z_s, z_t)
+    assert value.shape == () and value.isfinite()
+    value.backward()
+    assert z_t.grad is None
+    for what, tensor in {"z_s": z_s, **dict(loss.named_parameters())}.items():
+        assert tensor.grad is not None, what
+        if tensor.ndim > 1:  # a normalisation may take back what a bias adds
+            assert tensor.grad.abs().sum() > 0, what
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_autocast_and_half_precision_compute_in_float32(name: str) -> None:
+    z_s, z_t = (z.bfloat16() for z in pair(name))
+    loss = made(name).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = loss(z_s, z_t)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, made(name).float()(z_s.float(), z_t.float()))
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_what_it_saves_is_all_that_it_knows(name: str) -> None:
+    z = pair(name)
+    loss = made(name)
+    torch.manual_seed(5)
+    other = create_loss(settings(name), student_dim=D_S, teacher_dim=D_T)
+    assert other is not None
+    other.double().load_state_dict(loss.state_dict())
+    assert torch.equal(loss(*z), other(*z))
+
+
+@pytest.mark.parametrize("name", BUILT)
+@pytest.mark.parametrize("wrong", [(D_S + 1, D_T), (D_S, D_T + 1)])
+def test_widths_that_are_not_its_own(name: str, wrong: tuple[int, int]) -> None:
+    z_s, z_t = torch.randn(BATCH, wrong[0]), torch.randn(BATCH, wrong[1])
+    with pytest.raises(ValueError, match="must have shape"):
+        made(name)(z_s, z_t)
+    with pytest.raises(ValueError, match="one teacher representation"):
+        made(name)(torch.randn(BATCH, D_S), torch.randn(BATCH - 1, D_T))
+
+
+@pytest.mark.parametrize("name", NOT_BUILT)
+def test_a_loss_that_reads_nothing_has_no_module(name: str) -> None:
+    assert create_loss(settings(name), student_dim=D_S, teacher_dim=D_T) is None
