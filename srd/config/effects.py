@@ -12,11 +12,11 @@ from typing import Literal
 from srd.config.fields import Config, check, default_name, read_config
 from srd.config.layers import Layer, flatten
 from srd.errors import UserError
-from srd.method.losses import LOSSES
 
 Doing = Literal["student", "teacher", "evaluation"]
 
-# Fields, or sections of them, that nothing reads.
+# Fields, or sections of them, that nothing reads. A teacher may be given to a student that learns
+# alone, so that one line with another loss each time makes a comparison.
 IDLE: dict[Doing, tuple[str, ...]] = {
     "student": (),
     "teacher": (
@@ -24,8 +24,8 @@ IDLE: dict[Doing, tuple[str, ...]] = {
         "teacher.std", "teacher.evaluate",
     ),
     "evaluation": (
-        "seed", "output", "name", "compile", "deterministic", "resume", "model.drop_path",
-        "augment.", "optim.", "distill.", "teacher.recipe", "train.",
+        "compile", "deterministic", "resume", "model.drop_path", "augment.", "optim.", "distill.",
+        "teacher.recipe", "train.",
     ),
 }  # fmt: skip
 READ = ("train.batch_size",)  # of the sections above, by everything
@@ -47,14 +47,10 @@ def configure(shared: Sequence[Layer], given: Sequence[Layer], doing: Doing) -> 
         UserError: what cannot be, does not go together, or was given without an effect.
     """
     config = read_config([*shared, *given])
-    idle, why = IDLE[doing], SAYS[doing]
-    loss = LOSSES[config.distill.loss.name]
-    if doing == "student" and not (loss.logits or loss.reads):
-        idle, why = ("teacher.",), f"with the loss {config.distill.loss.name!r}"
     for source, values in given:
         for key in flatten(values):
-            if key not in READ and key.startswith(idle):
-                raise UserError(f"{source}: {key} has no effect {why}; leave it out")
+            if key not in READ and key.startswith(IDLE[doing]):
+                raise UserError(f"{source}: {key} has no effect {SAYS[doing]}; leave it out")
     if doing == "evaluation":
         return config
     check(config)

@@ -26,7 +26,7 @@ def test_what_is_listed_are_settings(doing: Doing) -> None:
         ("teacher", "teacher.checkpoint", "teacher.pth"),
         ("evaluation", "optim.lr", 0.1),
         ("evaluation", "train.epochs", 2),
-        ("evaluation", "output", "elsewhere"),
+        ("evaluation", "resume", "none"),
     ],
 )
 def test_without_effect_it_is_refused_by_hand_and_may_stand_in_a_file(
@@ -37,17 +37,6 @@ def test_without_effect_it_is_refused_by_hand_and_may_stand_in_a_file(
         configure([], [layer], doing)
     configure([layer], [], doing)
     configure([], [layer], "student")
-
-
-@pytest.mark.parametrize(("loss", "refused"), [("none", True), ("kd", False), ("srd", False)])
-def test_a_teacher_for_a_loss_that_has_none(loss: str, refused: bool) -> None:
-    shared = [Layer("file", {"distill": {"loss": loss}})]
-    given = [Layer("--teacher", {"teacher": {"name": "resnet18"}})]
-    if refused:
-        with pytest.raises(UserError, match="no effect with the loss 'none'"):
-            configure(shared, given, "student")
-    else:
-        assert configure(shared, given, "student").teacher.name == "resnet18"
 
 
 def test_what_everything_reads() -> None:

@@ -14,7 +14,7 @@ from timm.models.regnet import RegNet
 
 from deit import main
 from deit.student import create_student
-from srd.config.layers import dump_yaml, merge, read_yaml
+from srd.config.layers import read_yaml
 from srd.evaluation.of_checkpoint import evaluate_checkpoint
 from srd.files.checkpoint import load_file, load_weights, sha256
 
@@ -182,11 +182,8 @@ def test_the_baselines_train(
 
 @pytest.mark.usefixtures("narrow")
 def test_alone_needs_no_teacher(tmp_path: Path, recipe: Path, deit: Any) -> None:
-    file = tmp_path / "shared.yaml"
-    nowhere = merge(read_yaml(recipe), {"teacher": {"checkpoint": "nowhere.pth"}})
-    file.write_text(dump_yaml(nowhere))
-    done = deit("--train_student", f"--config={file}", f"--output={tmp_path}", "--epochs=1",
-                "--distillation=none")  # fmt: skip
+    done = deit("--train_student", f"--config={recipe}", f"--output={tmp_path}", "--epochs=1",
+                "--distillation=none", "--teacher-checkpoint=nowhere.pth")  # fmt: skip
     assert done.code == 0
 
 
