@@ -198,7 +198,7 @@ def open_onnx(path: Path, device: str = "cpu") -> Classifier:
         UserError: as `OnnxNetwork`, or the file does not say how to feed it.
     """
     network = OnnxNetwork(path, device)
-    if (description := exported_with(network.metadata)) is None:
+    if (description := exported_with(network.metadata, path)) is None:
         raise UserError(
             f"{path} does not say how its images are to be prepared: only ONNX files written by "
             "srd export do"
