@@ -22,7 +22,7 @@ from srd.data.image_source import ImageSource
 # The first word of a key: which stream of draws it names.
 VIEW, SHUFFLE, MIX, STEP, INIT = range(5)
 
-BROKEN_IMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+BROKEN_IMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, MemoryError)
 
 
 def derive(*key: int) -> np.ndarray:
@@ -91,11 +91,10 @@ class SeededViews(Dataset[View]):
             position = (index + attempt) % len(self.source)
             try:
                 image, target = self.source.load(position)
+                with seeded(VIEW, self.seed, epoch, index):
+                    return View(self.transform(image), target, tuple(broken), key=key)
             except BROKEN_IMAGE as error:
                 broken.append(f"{self.source.name(position)} ({_one_line(error)})")
-                continue
-            with seeded(VIEW, self.seed, epoch, index):
-                return View(self.transform(image), target, tuple(broken), key=key)
         return View(None, -1, tuple(broken), needed=self.substitute, key=key)
 
 
