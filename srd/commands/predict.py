@@ -16,6 +16,7 @@ from typing import Any
 
 from srd.cli import Parser, parse_strictly
 from srd.errors import UserError
+from srd.printable import printable
 
 
 def make_parser() -> Parser:
@@ -60,7 +61,7 @@ def predict_all(flags: Any) -> None:
     for found in predict(classifier, pictures, device, flags.top, flags.batch_size):
         if found.broken:
             broken += 1
-            print(f"cannot read {found.broken}", file=sys.stderr)
+            print(f"cannot read {printable(found.broken)}", file=sys.stderr)
         else:
             print(json.dumps(found.row()) if flags.json else found, flush=True)
     if broken:

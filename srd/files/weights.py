@@ -136,7 +136,7 @@ def load_into(
         content: what `load_file` read from `path`, where that is done already.
 
     Returns:
-        The names of what was trained beside it, such as a projector's.
+        The names of what was trained beside it, such as a projector's, fit to be shown.
 
     Raises:
         UserError: as `load_weights`, or the weights do not fit.
@@ -144,7 +144,7 @@ def load_into(
     weights, extras = parts_in(load_file(path) if content is None else content, path)
     explain_mismatch(model.state_dict(), weights, path, what)
     model.load_state_dict(weights)
-    return list(extras)
+    return list(map(printable, extras))
 
 
 def load_file(path: str | Path) -> dict[str, Any]:
