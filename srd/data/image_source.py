@@ -61,6 +61,10 @@ class Opened(NamedTuple):
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "GIF", "TIFF", "WEBP", "AVIF")
 
 
+class TooLarge(ValueError):
+    """A picture has more pixels than `srd.files.limits` allow, as it is or when it is resized."""
+
+
 def read_image(file: str | Path | io.BytesIO) -> Image.Image:
     """A picture in RGB, within `srd.files.limits`.
 
@@ -92,11 +96,11 @@ def open_image(file: io.BytesIO) -> Image.Image:
         image = Image.open(file, formats=_formats())
     width, height = image.size
     if not 0 < width * height <= LIMITS.pixels:
-        raise ValueError(f"{width}x{height} pixels: more than {LIMITS.pixels:,} are not read")
+        raise TooLarge(f"{width}x{height} pixels: more than {LIMITS.pixels:,} are not read")
     if max(image.size) > LIMITS.aspect * min(image.size):
-        raise ValueError(f"{width}x{height} pixels: too long and narrow")
+        raise TooLarge(f"{width}x{height} pixels: too long and narrow")
     if image.format in ("JPEG", "MPO") and file.getvalue().count(JPEG_SCAN) > LIMITS.scans:
-        raise ValueError(f"a JPEG file of more than {LIMITS.scans} scans")
+        raise TooLarge(f"a JPEG file of more than {LIMITS.scans} scans")
     return image
 
 

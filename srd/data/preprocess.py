@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 
+from srd.data.image_source import TooLarge
 from srd.errors import UserError
 from srd.files.limits import LIMITS
 
@@ -60,7 +61,7 @@ class Preprocessing:
     def transform(self) -> Any:
         """PIL image (RGB) to a normalised (3, image_size, image_size) tensor: timm's.
 
-        It raises a ValueError for a picture so long that it would be resized to immense ones.
+        It raises `TooLarge` for a picture so long that it would be resized to immense ones.
         """
         transform: Any = create_transform(
             self.image_size,
@@ -76,5 +77,5 @@ class Preprocessing:
         """`image`, unless it has more pixels after the resize than a picture may have."""
         aspect = max(image.size) / min(image.size)
         if (self.image_size / self.crop) ** 2 * aspect > LIMITS.pixels:
-            raise ValueError(f"too long and narrow to be resized: {image.size[0]}x{image.size[1]}")
+            raise TooLarge(f"too long and narrow to be resized: {image.size[0]}x{image.size[1]}")
         return image

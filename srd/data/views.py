@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from srd.data.image_source import ImageSource
+from srd.data.image_source import ImageSource, TooLarge
 
 # The first word of a key: which stream of draws it names.
 VIEW, SHUFFLE, MIX, STEP, INIT = range(5)
@@ -91,9 +91,13 @@ class SeededViews(Dataset[View]):
             position = (index + attempt) % len(self.source)
             try:
                 image, target = self.source.load(position)
+            except BROKEN_IMAGE as error:
+                broken.append(f"{self.source.name(position)} ({_one_line(error)})")
+                continue
+            try:
                 with seeded(VIEW, self.seed, epoch, index):
                     return View(self.transform(image), target, tuple(broken), key=key)
-            except BROKEN_IMAGE as error:
+            except (TooLarge, MemoryError) as error:  # others are mistakes in the transform
                 broken.append(f"{self.source.name(position)} ({_one_line(error)})")
         return View(None, -1, tuple(broken), needed=self.substitute, key=key)
 

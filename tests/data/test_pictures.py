@@ -123,7 +123,7 @@ class Strange:
 
 
 def test_one_picture_does_not_take_the_others_with_it() -> None:
-    """What fails in the transform is that picture's fault, as what fails in reading it."""
+    """Nor in the transform, where it becomes larger."""
     transform = Preprocessing(image_size=4000, crop=0.5).transform()
     views = SeededViews(Strange(), transform, seed=0, substitute=False)
     assert views[0, 0].image is not None and views[0, 0].broken == ()
