@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from srd.files.limits import LIMITS
 from srd.files.opened import Refused, read_small
@@ -65,24 +65,32 @@ class TooLarge(ValueError):
     """A picture has more pixels than `srd.files.limits` allow, as it is or when it is resized."""
 
 
-def read_image(file: str | Path | io.BytesIO) -> Image.Image:
+def read_image(
+    file: str | Path | io.BytesIO,
+    prepare: Callable[[Image.Image], Image.Image] = lambda image: image,
+) -> Image.Image:
     """A picture in RGB, within `srd.files.limits`.
 
     Args:
         file: its name, or its bytes.
+        prepare: is called with the picture as it is in the file.
 
     Raises:
         OSError, ValueError, SyntaxError, MemoryError: it is no file, no picture of FORMATS, damaged,
             or too large (`srd.data.views.BROKEN_IMAGE`).
     """
+    name = ""
     if isinstance(file, (str, Path)):
+        name = f" {str(file)!r}"
         try:
             file = io.BytesIO(read_small(file, LIMITS.picture_bytes))
         except Refused as refusal:
             raise OSError(str(refusal)) from None
     try:
         with open_image(file) as image:
-            return image.convert("RGB")
+            return prepare(image).convert("RGB")
+    except UnidentifiedImageError:
+        raise OSError(f"cannot identify image file{name}: one of {', '.join(FORMATS)}?") from None
     except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError):
         raise
     except Exception as error:  # of damaged files, Pillow raises whatever it meets
