@@ -71,8 +71,8 @@ def predict_all(flags: Any) -> None:
 def open_model(path: Path, device: Any) -> Any:
     """The classifier, on `device`."""
     from srd.export.classifier import open_classifier
-    from srd.export.graphs import open_onnx
     from srd.export.layout import ONNX, WEIGHTS
+    from srd.export.onnx_network import open_onnx
 
     inside = path / ONNX
     if inside.is_file() and not (path / WEIGHTS).is_file():
