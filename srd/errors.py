@@ -10,6 +10,8 @@ import difflib
 import sys
 from collections.abc import Callable, Iterable
 
+from srd.printable import printable_lines
+
 EXIT_DONE, EXIT_FAILED, EXIT_USER = 0, 1, 2
 EXIT_SIGINT, EXIT_SIGTERM = 130, 143  # 128 + the signal's number
 
@@ -37,14 +39,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def exit_code(run: Callable[[], object]) -> int:
-    """Call `run` and return the exit code of the contract; expected errors print one message."""
+    """Call `run` and return the exit code of the contract; expected errors print one message.
+
+    Messages may quote names that others chose: they are escaped here, line by line.
+    """
     try:
         run()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable_lines(str(error))}", file=sys.stderr)
         return EXIT_USER
     except RunFailed as error:
-        print(f"failed: {error}", file=sys.stderr)
+        print(f"failed: {printable_lines(str(error))}", file=sys.stderr)
         return EXIT_FAILED
     except Stopped as stop:
         print(f"stopped: {stop}", file=sys.stderr)

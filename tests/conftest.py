@@ -137,8 +137,9 @@ class Run:
         assert self.rows() == other.rows()
         for name in ("last.pth", "best.pth"):
             assert_same_values(self.state(name), other.state(name), name)
-        mine, theirs = (load_weights(run.path / "student.safetensors") for run in (self, other))
-        assert_same_values(mine, theirs, "student.safetensors")
+        students = [run.path / "student.safetensors" for run in (self, other)]
+        assert_same_values(*map(load_weights, students), "student.safetensors")
+        assert students[0].read_bytes() == students[1].read_bytes()
 
 
 def assert_same_values(mine: Any, theirs: Any, where: str) -> None:

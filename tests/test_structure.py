@@ -14,24 +14,28 @@ PACKAGES = {"srd": set(), "deit": {"srd"}, "resnet": {"srd"}}
 # room of srd: the rooms that it may import; top-level modules are rooms of one file
 ROOMS = {
     "strict": set(),
-    "errors": set(),
+    "printable": set(),
+    "errors": {"printable"},
     "cli": {"errors"},
     "device": {"errors"},
     "distributed": {"errors"},
     "installed": {"errors"},
     "method": {"strict", "errors", "distributed"},
     "config": {"strict", "errors", "method"},
-    "files": {"errors"},
-    "data": {"config", "device", "distributed", "errors", "installed", "strict"},
+    "files": {"errors", "printable"},
+    "data": {"config", "device", "distributed", "errors", "files", "installed", "strict"},
     "models": {"config", "device", "distributed", "errors", "files", "installed"},
     "run": {"config", "distributed", "errors", "files"},
     "evaluation": {"config", "data", "device", "distributed", "errors", "files", "models", "run"},
-    "export": {"config", "data", "errors", "files", "installed", "models", "run"},
+    "export": {"config", "data", "errors", "files", "installed", "models", "printable", "run"},
     "training": {
         "config", "data", "device", "distributed", "errors", "evaluation", "files", "method",
         "models", "run",
     },
-    "commands": {"cli", "config", "data", "device", "errors", "export", "files", "installed", "run"},
+    "commands": {
+        "cli", "config", "data", "device", "errors", "export", "files", "installed", "printable",
+        "run",
+    },
     "__init__": {"errors", "files", "installed", "method", "models", "training"},
     "__main__": {"commands"},
 }  # fmt: skip

@@ -13,6 +13,7 @@ from typing import Any
 from srd.cli import Parser, parse_strictly
 from srd.errors import UserError
 from srd.export.formats import FORMATS, choose_formats
+from srd.printable import printable
 
 
 def make_parser() -> Parser:
@@ -63,7 +64,7 @@ def run(arguments: Sequence[str]) -> None:
         tell=print,
     )
     for file in sorted(folder.iterdir()):
-        print(f"{file}  {file.stat().st_size / 1e6:.3f} MB")
+        print(f"{printable(str(file))}  {file.stat().st_size / 1e6:.3f} MB")
     if flags.push_to_hub:
         print(push(folder, flags.push_to_hub))
 
@@ -73,6 +74,7 @@ def tell_what(classifier: Any) -> None:
     description = classifier.description
     images = description.preprocessing
     model, accuracy = description.about.get("Model"), description.about.get("Accuracy")
-    print(f"{model or description.architecture}, {description.num_classes} classes: {accuracy}")
+    what = f"{model or description.architecture}, {description.num_classes} classes: {accuracy}"
+    print(printable(what))
     if not description.settings:
         print(f"no run's configuration beside these weights, so images as released: {images}")

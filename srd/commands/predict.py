@@ -16,6 +16,7 @@ from typing import Any
 
 from srd.cli import Parser, parse_strictly
 from srd.errors import UserError
+from srd.printable import printable
 
 
 def make_parser() -> Parser:
@@ -60,7 +61,7 @@ def predict_all(flags: Any) -> None:
     for found in predict(classifier, pictures, device, flags.top, flags.batch_size):
         if found.broken:
             broken += 1
-            print(f"cannot read {found.broken}", file=sys.stderr)
+            print(f"cannot read {printable(found.broken)}", file=sys.stderr)
         else:
             print(json.dumps(found.row()) if flags.json else found, flush=True)
     if broken:
@@ -70,8 +71,8 @@ def predict_all(flags: Any) -> None:
 def open_model(path: Path, device: Any) -> Any:
     """The classifier, on `device`."""
     from srd.export.classifier import open_classifier
-    from srd.export.graphs import open_onnx
     from srd.export.layout import ONNX, WEIGHTS
+    from srd.export.onnx_network import open_onnx
 
     inside = path / ONNX
     if inside.is_file() and not (path / WEIGHTS).is_file():

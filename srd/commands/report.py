@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from srd.cli import Parser, parse_strictly
 from srd.errors import RunFailed, UserError
 from srd.installed import need_extra
+from srd.printable import printable_lines
 
 COLOURS = {"teacher": "#7a7a7a", "alone": "#c8553d", "distilled": "#2a6f97"}
 SHOWN = ("model", "train_images", "images", "acc1", "best_acc1", "seconds")  # of a result
@@ -44,7 +45,7 @@ def run(arguments: Sequence[str]) -> None:
         picture(groups, folder / "report.png")
     except OSError as error:
         raise RunFailed(f"cannot write {folder}/report.* ({error.strerror})") from None
-    print(f"\n{text}\n\npicture: {folder / 'report.png'}")
+    print(printable_lines(f"\n{text}\n\npicture: {folder / 'report.png'}"))
 
 
 class Run(NamedTuple):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from srd.config.fields import Data
-from srd.data.image_source import Opened
+from srd.data.image_source import Opened, read_image
 from srd.errors import UserError
 from srd.installed import need_extra
 
@@ -90,7 +91,10 @@ class HFImages:
         ]
         self._image = self._column(data.image_column, images, allowed=images, what="image")
         label = self._column(data.label_column, named, allowed=numbers, what="label")
-        self._rows = rows.select_columns([self._image])
+        self._mode = features[self._image].mode
+        # encoded: decoding by the library would open whatever format Pillow knows, of any size
+        encoded = datasets.Image(decode=False)
+        self._rows = rows.select_columns([self._image]).cast_column(self._image, encoded)
         self.targets = _labels(rows, label)
         if len(rows) == 0 or self.targets.min() < 0:
             raise UserError(f"{self._of}: no images, or images without a label")
@@ -121,10 +125,17 @@ class HFImages:
         return len(self._rows)
 
     def load(self, index: int) -> tuple[Image.Image, int]:
-        image = self._rows[int(index)][self._image]
-        if image is None:
+        encoded = self._rows[int(index)][self._image]
+        if encoded is None:
             raise OSError("there is no image")
-        return image.convert("RGB"), int(self.targets[index])
+        content = encoded["bytes"]
+        file = str(encoded["path"]) if content is None else io.BytesIO(content)
+        return read_image(file, self._prepare), int(self.targets[index])
+
+    def _prepare(self, image: Image.Image) -> Image.Image:
+        """As the library does: upright, and in the mode of its column."""
+        upright = ImageOps.exif_transpose(image)
+        return upright.convert(self._mode) if self._mode else upright
 
     def name(self, index: int) -> str:
         return f"row {index} of {self._of}"

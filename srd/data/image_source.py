@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+
+from srd.files.limits import LIMITS
+from srd.files.opened import Refused, read_small
 
 Split = Literal["train", "val"]
 
@@ -51,10 +57,69 @@ class Opened(NamedTuple):
     notes: Sequence[str] = ()
 
 
-def read_image(file: str | Path | BinaryIO) -> Image.Image:
-    """A picture in RGB; raises what Pillow raises (`srd.data.views.BROKEN_IMAGE`)."""
-    with Image.open(file) as image:
-        return image.convert("RGB")
+# What is opened as a picture. Pillow knows more, and hands some of those to other programs.
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "GIF", "TIFF", "WEBP", "AVIF")
+
+
+class TooLarge(ValueError):
+    """A picture has more pixels than `srd.files.limits` allow, as it is or when it is resized."""
+
+
+def read_image(
+    file: str | Path | io.BytesIO,
+    prepare: Callable[[Image.Image], Image.Image] = lambda image: image,
+) -> Image.Image:
+    """A picture in RGB, within `srd.files.limits`.
+
+    Args:
+        file: its name, or its bytes.
+        prepare: is called with the picture as it is in the file.
+
+    Raises:
+        OSError, ValueError, SyntaxError, MemoryError: it is no file, no picture of FORMATS, damaged,
+            or too large (`srd.data.views.BROKEN_IMAGE`).
+    """
+    name = ""
+    if isinstance(file, (str, Path)):
+        name = f" {str(file)!r}"
+        try:
+            file = io.BytesIO(read_small(file, LIMITS.picture_bytes))
+        except Refused as refusal:
+            raise OSError(str(refusal)) from None
+    try:
+        with open_image(file) as image:
+            return prepare(image).convert("RGB")
+    except UnidentifiedImageError:
+        raise OSError(f"cannot identify image file{name}: one of {', '.join(FORMATS)}?") from None
+    except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError):
+        raise
+    except Exception as error:  # of damaged files, Pillow raises whatever it meets
+        raise OSError(f"damaged ({type(error).__name__})") from error
+
+
+def open_image(file: io.BytesIO) -> Image.Image:
+    """A picture of FORMATS, of which only the head is read; raises as `read_image`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it is refused below
+        image = Image.open(file, formats=_formats())
+    width, height = image.size
+    if not 0 < width * height <= LIMITS.pixels:
+        raise TooLarge(f"{width}x{height} pixels: more than {LIMITS.pixels:,} are not read")
+    if max(image.size) > LIMITS.aspect * min(image.size):
+        raise TooLarge(f"{width}x{height} pixels: too long and narrow")
+    if image.format in ("JPEG", "MPO") and file.getvalue().count(JPEG_SCAN) > LIMITS.scans:
+        raise TooLarge(f"a JPEG file of more than {LIMITS.scans} scans")
+    return image
+
+
+JPEG_SCAN = b"\xff\xda"  # before each scan, and nowhere inside one
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those that this Pillow has."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def first_per_class(targets: np.ndarray, per_class: int | None) -> np.ndarray:

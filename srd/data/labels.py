@@ -9,6 +9,9 @@ from typing import Any
 
 from timm.data import ImageNetInfo
 
+from srd.errors import UserError
+from srd.files.limits import LIMITS
+
 IMAGENET_CLASSES = 1000
 
 
@@ -18,9 +21,19 @@ def _imagenet() -> Any:
 
 
 def class_names(num_classes: int, recorded: Sequence[str] | None) -> tuple[str, ...] | None:
-    """The names that a run recorded; else ImageNet's synsets for 1,000 classes; else None."""
-    if recorded is not None and len(recorded) == num_classes:
-        return tuple(recorded)
+    """The names that a run recorded; else ImageNet's synsets for 1,000 classes; else None.
+
+    Raises:
+        UserError: they come from a file, and are no texts, or too long ones.
+    """
+    if recorded is not None:
+        texts = isinstance(recorded, (list, tuple)) and all(
+            isinstance(name, str) and len(name) <= LIMITS.text for name in recorded
+        )
+        if not texts:
+            raise UserError(f"its class names are no texts of at most {LIMITS.text:,} characters")
+        if len(recorded) == num_classes:
+            return tuple(recorded)
     return tuple(_imagenet().label_names()) if num_classes == IMAGENET_CLASSES else None
 
 

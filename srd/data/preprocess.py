@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+
+from srd.data.image_source import TooLarge
+from srd.errors import UserError
+from srd.files.limits import LIMITS
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")  # timm's
 
 
 @dataclass(frozen=True)
@@ -21,6 +29,25 @@ class Preprocessing:
     crop: float = 0.875
     interpolation: str = "bilinear"
 
+    def __post_init__(self) -> None:
+        """Raise a UserError where a file gave numbers that no classifier has."""
+        if type(self.image_size) is not int or not 0 < self.image_size <= LIMITS.image_size:
+            raise UserError(f"its image size is none from 1 to {LIMITS.image_size:,} pixels")
+        if not (0 < self.crop <= 1 and self.image_size / self.crop <= LIMITS.resized):
+            raise UserError(
+                f"its crop {self.crop:g} of {self.image_size} pixels is none: from 0 to 1, and images "
+                f"are resized to at most {LIMITS.resized:,}"
+            )
+        if self.interpolation not in INTERPOLATIONS:
+            raise UserError(f"its interpolation is none of {', '.join(INTERPOLATIONS)}")
+        three = len(self.mean) == len(self.std) == 3 and all(
+            map(math.isfinite, self.mean + self.std)
+        )
+        if not three or min(self.std) <= 0:
+            raise UserError(
+                "its mean and standard deviation are not three numbers, the latter above 0"
+            )
+
     def __str__(self) -> str:
         mean, std = (
             ", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std)
@@ -32,11 +59,23 @@ class Preprocessing:
         )
 
     def transform(self) -> Any:
-        """PIL image (RGB) to a normalised (3, image_size, image_size) tensor: timm's."""
-        return create_transform(
+        """PIL image (RGB) to a normalised (3, image_size, image_size) tensor: timm's.
+
+        It raises `TooLarge` for a picture so long that it would be resized to immense ones.
+        """
+        transform: Any = create_transform(
             self.image_size,
             interpolation=self.interpolation,
             crop_pct=self.crop,
             mean=self.mean,
             std=self.std,
         )
+        transform.transforms.insert(0, self.check_resized)
+        return transform
+
+    def check_resized(self, image: Image.Image) -> Image.Image:
+        """`image`, unless it has more pixels after the resize than a picture may have."""
+        aspect = max(image.size) / min(image.size)
+        if (self.image_size / self.crop) ** 2 * aspect > LIMITS.pixels:
+            raise TooLarge(f"too long and narrow to be resized: {image.size[0]}x{image.size[1]}")
+        return image

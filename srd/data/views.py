@@ -17,12 +17,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from srd.data.image_source import ImageSource
+from srd.data.image_source import ImageSource, TooLarge
 
 # The first word of a key: which stream of draws it names.
 VIEW, SHUFFLE, MIX, STEP, INIT = range(5)
 
-BROKEN_IMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+BROKEN_IMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, MemoryError)
 
 
 def derive(*key: int) -> np.ndarray:
@@ -94,8 +94,11 @@ class SeededViews(Dataset[View]):
             except BROKEN_IMAGE as error:
                 broken.append(f"{self.source.name(position)} ({_one_line(error)})")
                 continue
-            with seeded(VIEW, self.seed, epoch, index):
-                return View(self.transform(image), target, tuple(broken), key=key)
+            try:
+                with seeded(VIEW, self.seed, epoch, index):
+                    return View(self.transform(image), target, tuple(broken), key=key)
+            except (TooLarge, MemoryError) as error:  # others are mistakes in the transform
+                broken.append(f"{self.source.name(position)} ({_one_line(error)})")
         return View(None, -1, tuple(broken), needed=self.substitute, key=key)
 
 

@@ -8,6 +8,7 @@ from srd.config.layers import dump_yaml
 from srd.data.labels import is_imagenet
 from srd.export.classifier import Classifier
 from srd.export.description import Description
+from srd.printable import as_code, as_markdown
 
 CITATION = """\
 ```bibtex
@@ -34,8 +35,11 @@ def model_card(
     description = classifier.description
     sections = [
         _front_matter(description, licence),
-        f"# {classifier.name}\n",
-        "".join(f"- **{key}:** {value}\n" for key, value in _facts(description, licence).items()),
+        f"# {as_markdown(classifier.name)}\n",
+        "".join(
+            f"- **{as_markdown(key)}:** {as_markdown(value)}\n"
+            for key, value in _facts(description, licence).items()
+        ),
         "Accuracy is what the run that trained these weights measured itself.\n",
         _section("Use", [f"{text}\n" for text in usage if text]),
         _section("Files compared with the network", ["".join(f"- {line}\n" for line in checks)]),
@@ -78,4 +82,4 @@ def _section(title: str, parts: Sequence[str]) -> str:
 def _settings(description: Description) -> str:
     if not description.settings:
         return ""
-    return f"## Configuration\n\n```yaml\n{dump_yaml(description.settings)}```\n"
+    return f"## Configuration\n\n{as_code(dump_yaml(description.settings), 'yaml')}"

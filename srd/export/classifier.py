@@ -22,6 +22,8 @@ from srd.export.of_run import describe_run
 from srd.export.origin import Source, read_source
 from srd.files.checkpoint import explain_mismatch, load_weights
 from srd.installed import registered
+from srd.models.sizes import TooLarge, build_to_fit
+from srd.models.timm_models import MISFITS
 
 
 class Classifier(NamedTuple):
@@ -54,7 +56,7 @@ def open_classifier(path: str | Path, halves: Iterable[Half] | None = None) -> C
             read_description(folder), load_weights(weights), weights, folder.resolve().name
         )
     source = read_source(path / WEIGHTS if (path / WEIGHTS).is_file() else path)
-    if (described := exported_with(source.metadata)) is not None:
+    if (described := exported_with(source.metadata, source.path)) is not None:
         return build(described, source.weights, source.path, source.path.stem)
     for half in (describe_run, *halves):
         if (found := half(source)) is not None:
@@ -88,9 +90,19 @@ def build(
     name, classes = description.architecture, description.num_classes
     if not timm.is_model(name):
         raise UserError(f"{path}: unknown architecture {name!r}{nearest(name, timm.list_models())}")
-    model = timm.create_model(name, num_classes=classes, **description.model_args)
+    what = f"{name} with {classes} classes"
+    try:
+        model = build_to_fit(
+            lambda: timm.create_model(name, num_classes=classes, **description.model_args),
+            weights,
+            lambda expected: explain_mismatch(expected, weights, path, what),
+        )
+    except TooLarge:
+        raise UserError(f"{path} does not fit {what}: that has far more parameters") from None
+    except MISFITS as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise UserError(f"{path}: {what} cannot be built as it is described ({reason})") from None
     expected = model.state_dict()
-    explain_mismatch(expected, weights, path, f"{name} with {classes} classes")
     model.load_state_dict({key: weights[key].to(value.dtype) for key, value in expected.items()})
     return Classifier(model.eval(), description, label)
 

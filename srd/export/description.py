@@ -14,8 +14,11 @@ from srd.data.labels import class_names, readable
 from srd.data.preprocess import Preprocessing
 from srd.errors import UserError
 from srd.export.layout import CONFIG
+from srd.files.limits import LIMITS
+from srd.files.opened import Refused, read_small
 
 OWN_SECTION = "srd"  # of config.json: what timm does not ask for
+MOST_SETTINGS, MOST_LEVELS = 10_000, 30
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,19 @@ class Description:
     label_names: tuple[str, ...] | None = None
     about: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raise a UserError where a file gave something else than this."""
+        if type(self.num_classes) is not int or not 0 < self.num_classes <= LIMITS.classes:
+            raise UserError(f"its number of classes is none from 1 to {LIMITS.classes:,}")
+        if not isinstance(self.about, Mapping) or not all(
+            isinstance(text, str) and len(text) <= LIMITS.text
+            for text in (*self.about, *self.about.values())
+        ):
+            raise UserError(
+                f"what it says of itself is no texts of at most {LIMITS.text:,} characters"
+            )
+        check_settings(self.settings)
 
     @property
     def labels(self) -> list[str]:
@@ -83,12 +99,13 @@ class Description:
         """What `to_config` wrote, or timm for a model of its own.
 
         Raises:
-            KeyError, TypeError, ValueError: something is missing or not what it should be.
+            UserError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError: something
+                is missing or not what it should be.
         """
         images = config["pretrained_cfg"]
         if images.get("crop_mode", "center") != "center":
-            raise ValueError(f"crop_mode {images['crop_mode']} is not a centre crop")
-        classes = int(config["num_classes"])
+            raise ValueError("its crop_mode is not a centre crop")
+        classes = config["num_classes"]
         names = config.get("label_names")
         own = config.get(OWN_SECTION, {})
         return cls(
@@ -107,19 +124,64 @@ class Description:
         )
 
 
+def check_settings(settings: Any) -> None:
+    """Raise a UserError unless these are plain values in containers, not too many nor too deep."""
+    level, count = [settings], 0
+    if not isinstance(settings, Mapping):
+        raise UserError("its settings are no mapping")
+    for _ in range(MOST_LEVELS):
+        count += len(level)
+        containers = [value for value in level if isinstance(value, (Mapping, list, tuple))]
+        plain = all(
+            isinstance(value, (Mapping, list, tuple, str, int, float, type(None)))
+            for value in level
+        )
+        if not plain or count > MOST_SETTINGS:
+            raise UserError("its settings are not a few plain values")
+        level = [
+            inner
+            for value in containers
+            for inner in ((*value, *value.values()) if isinstance(value, Mapping) else value)
+        ]
+        if not level:
+            return
+    raise UserError("its settings are nested too deeply")
+
+
 def read_description(folder: Path) -> Description:
     """The description in an exported folder; a UserError where it is not one."""
     file = folder / CONFIG
     try:
-        return Description.from_config(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else error
-        raise UserError(f"{file} does not describe a classifier for timm ({reason})") from None
+        text = str(read_small(file, LIMITS.description_bytes), "utf-8")
+    except (OSError, ValueError, Refused) as error:
+        raise UserError(f"{file} does not describe a classifier for timm ({error})") from None
+    return parse_description(text, file)
 
 
-def exported_with(metadata: Mapping[str, str]) -> Description | None:
-    """The description in the metadata of a file that was exported here; None for others."""
+def exported_with(metadata: Mapping[str, str], file: Path) -> Description | None:
+    """The description in the metadata of a file that was exported here; None for others.
+
+    Raises:
+        UserError: there is one, and it is damaged.
+    """
+    text = metadata.get(OWN_SECTION)
+    return None if text is None else parse_description(text, file)
+
+
+def parse_description(text: str, file: Path) -> Description:
+    """The description in a JSON text, which is in `file`.
+
+    Raises:
+        UserError: it is none, or it describes something that no classifier of ours is.
+    """
     try:
-        return Description.from_config(json.loads(metadata[OWN_SECTION]))
-    except (KeyError, ValueError, TypeError, AttributeError):
-        return None
+        return Description.from_config(json.loads(text))
+    except RecursionError:
+        reason = "nested too deeply"
+    except KeyError as error:
+        reason = f"no {error}"
+    except (
+        UserError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
+    ) as error:  # fmt: skip
+        reason = " ".join(str(error).split())[:160]
+    raise UserError(f"{file} does not describe a classifier for timm ({reason})")

@@ -11,6 +11,7 @@ import timm
 from srd.export.classifier import Classifier
 from srd.export.description import OWN_SECTION
 from srd.files.checkpoint import save_weights, write_text, write_whole
+from srd.printable import as_json
 
 CODE_LICENCE = "MIT"
 
@@ -23,8 +24,7 @@ def write_weights(classifier: Classifier, path: Path) -> None:
 
 def write_config(classifier: Classifier, path: Path) -> None:
     """`config.json`, and next to it a copy of the architecture's source where timm lacks it."""
-    config = json.dumps(classifier.description.to_config(), indent=2, ensure_ascii=False)
-    write_text(path, config + "\n")
+    write_text(path, as_json(classifier.description.to_config()) + "\n")
     if (code := code_of(classifier.description.architecture)) is not None:
         write_whole(path.with_name(code.name), lambda file: file.write(code.read_bytes()))
 

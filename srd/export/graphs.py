@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from srd.errors import RunFailed, UserError
+from srd.errors import RunFailed
 from srd.export.classifier import Classifier
-from srd.export.description import OWN_SECTION, Description, exported_with
+from srd.export.description import OWN_SECTION, Description
 from srd.export.layout import CONFIG
-from srd.installed import need_extra
+from srd.export.onnx_network import OnnxNetwork
 
 TOLERANCE = 1e-4  # between a graph's logits and the network's, relative to the largest above 1
 TRACED_BATCH, TRIED_BATCHES = 2, (1, 3)
@@ -135,46 +134,6 @@ def _images(description: Description, batch: int) -> Tensor:
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(batch))
 
 
-class OnnxNetwork(nn.Module):
-    """An ONNX file behind the interface of a network: images (B, 3, S, S) to logits (B, C).
-
-    Raises:
-        UserError: no such file, not ONNX, or no onnxruntime (for CUDA, where that is asked for).
-    """
-
-    def __init__(self, path: Path, device: str = "cpu") -> None:
-        super().__init__()
-        need_extra("export", "onnxruntime", what="ONNX files")
-        import onnxruntime
-
-        if not path.is_file():
-            raise UserError(f"no ONNX file at {path}")
-        providers = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-        if providers[device] not in onnxruntime.get_available_providers():
-            raise UserError(
-                "this onnxruntime has no CUDA: pip install onnxruntime-gpu, or --device cpu"
-            )
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3  # errors
-        try:
-            self.session = onnxruntime.InferenceSession(
-                os.fspath(path), options, providers=[providers[device]]
-            )
-        except Exception as error:  # onnxruntime's exceptions have no common class of their own
-            reason = " ".join(str(error).split())[:120]
-            raise UserError(f"{path} is damaged or not an ONNX file ({reason})") from None
-
-    def forward(self, images: Tensor) -> Tensor:
-        inputs = {self.session.get_inputs()[0].name: images.cpu().numpy()}
-        return torch.from_numpy(self.session.run(None, inputs)[0])
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        """What the file says about itself."""
-        return dict(self.session.get_modelmeta().custom_metadata_map)
-
-
 def to_metadata(description: Description) -> dict[str, str]:
     """A description as ONNX metadata: JSON values by name."""
     images = description.preprocessing
@@ -189,18 +148,3 @@ def to_metadata(description: Description) -> dict[str, str]:
         OWN_SECTION: description.to_config(),
     }
     return {name: json.dumps(value) for name, value in values.items()}
-
-
-def open_onnx(path: Path, device: str = "cpu") -> Classifier:
-    """A classifier from an ONNX file that was exported here.
-
-    Raises:
-        UserError: as `OnnxNetwork`, or the file does not say how to feed it.
-    """
-    network = OnnxNetwork(path, device)
-    if (description := exported_with(network.metadata)) is None:
-        raise UserError(
-            f"{path} does not say how its images are to be prepared: only ONNX files written by "
-            "srd export do"
-        )
-    return Classifier(network, description, path.stem)

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors
 from torch import Tensor
 
 from srd.errors import UserError
-from srd.files.checkpoint import load_file, weights_in
+from srd.files.checkpoint import load_content, load_file, weights_in
 from srd.run.folder import RunFolder
 
 
@@ -56,14 +55,14 @@ def read_source(path: str | Path) -> Source:
                 "checkpoint file"
             )
         path = student
-    content, metadata = load_file(path), _metadata(path)
+    content, metadata = load_content(path)
     run = _run_of(path)
     result = (run.read_result() or {}) if run else {}
     made_here = isinstance(content.get("config"), dict) and "position" in content
     settings = dict(content["config"]) if made_here else None
-    identity = settings.pop("identity", {}) if settings is not None else {}
+    identity = _facts(settings.pop("identity", {})) if settings is not None else {}
     if run and settings is None and not result and run.best.is_file():
-        identity = load_file(run.best).get("config", {}).get("identity", {})
+        identity = _facts(_facts(load_file(run.best).get("config")).get("identity"))
     return Source(
         path=path,
         run_name=run.path.resolve().name if run else None,
@@ -85,32 +84,31 @@ def _run_of(path: Path) -> RunFolder | None:
     return None
 
 
-def _metadata(path: Path) -> dict[str, str]:
-    """The texts in a safetensors file; {} for others."""
-    if path.suffix != ".safetensors":
-        return {}
-    with safetensors.safe_open(path, "pt") as file:
-        return file.metadata() or {}
+def _facts(value: Any) -> dict[str, Any]:
+    """A mapping in a file, without tensors; {} where there is something else."""
+    mapping = value if isinstance(value, dict) else {}
+    return {name: fact for name, fact in mapping.items() if not isinstance(fact, Tensor)}
 
 
 def _epoch(content: Mapping[str, Any], metadata: Mapping[str, str]) -> int | None:
     """The epoch after which a run of ours wrote these weights."""
-    epoch = metadata.get("epoch", "")
-    if epoch.isdecimal():
-        return int(epoch)
-    position = content.get("position")
-    return position.get("epoch") if isinstance(position, dict) else None
+    told = metadata.get("epoch", "")
+    if told.isdecimal() and len(told) < 10:
+        return int(told)
+    epoch = _facts(content.get("position")).get("epoch")
+    return epoch if type(epoch) is int else None
 
 
 def _accuracy(epoch: int | None, result: Mapping[str, Any]) -> dict[str, Any]:
     """What `result.json` says of the weights of `epoch`; {} where it says nothing of them."""
-    if epoch is None or not result:
+    numbers = {name: value for name, value in result.items() if type(value) in (int, float)}
+    if epoch is None or "acc1" not in numbers:
         return {}
-    best, last = result.get("best_epoch"), result.get("epochs", 0) - 1
+    best, last = numbers.get("best_epoch"), numbers.get("epochs", 0) - 1
     full = best if "tested" in result else last  # the epoch that acc1, acc5 and loss belong to
     if epoch == full:
         names = ("acc1", "acc5", "loss", "images")
-        return {**{name: result[name] for name in names if name in result}, "epoch": epoch}
-    if epoch == best:
-        return {"acc1": result["best_acc1"], "images": result["images"], "epoch": epoch}
+        return {**{name: numbers[name] for name in names if name in numbers}, "epoch": epoch}
+    if epoch == best and {"best_acc1", "images"} <= set(numbers):
+        return {"acc1": numbers["best_acc1"], "images": numbers["images"], "epoch": epoch}
     return {}

@@ -15,11 +15,13 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from srd.data.batches import EvalBatches
-from srd.data.image_source import read_image
+from srd.data.image_source import open_image, read_image
 from srd.data.loader import make_loader
 from srd.data.views import BROKEN_IMAGE, SeededViews
 from srd.errors import UserError
 from srd.export.classifier import Classifier, probabilities
+from srd.files.limits import LIMITS
+from srd.printable import printable
 
 STDIN = "-"
 
@@ -56,8 +58,10 @@ class Prediction:
         return {"image": self.name, "top": top}
 
     def __str__(self) -> str:
-        lines = [f"  {100 * g.probability:6.2f} %  {g.number:>4}  {g.label}" for g in self.top]
-        return "\n".join([self.name, *lines])
+        lines = [
+            f"  {100 * g.probability:6.2f} %  {g.number:>4}  {printable(g.label)}" for g in self.top
+        ]
+        return "\n".join([printable(self.name), *lines])
 
 
 class Pictures:
@@ -107,7 +111,9 @@ def _named(name: str) -> list[Picture]:
 
 
 def _from_stdin(stdin: BinaryIO) -> list[Picture]:
-    content = stdin.read()
+    content = stdin.read(LIMITS.picture_bytes + 1)
+    if len(content) > LIMITS.picture_bytes:
+        raise UserError(f"standard input brings more than {LIMITS.picture_bytes >> 20} MiB")
     if _is_picture(content):
         return [Picture("standard input", content)]
     if b"\0" in content:
@@ -119,7 +125,7 @@ def _from_stdin(stdin: BinaryIO) -> list[Picture]:
 def _is_picture(content: bytes) -> bool:
     """Whether `content` starts like a format that Pillow reads, damaged or not."""
     try:
-        Image.open(io.BytesIO(content)).close()
+        open_image(io.BytesIO(content)).close()
     except UnidentifiedImageError:
         return False
     except BROKEN_IMAGE:

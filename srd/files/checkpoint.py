@@ -7,24 +7,29 @@ from __future__ import annotations
 
 import os
 import tempfile
-import zipfile
-import zlib
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from srd.errors import RunFailed, UserError
 from srd.files.hashes import sha256
-from srd.files.weights import explain_mismatch, load_file, load_parts, load_weights, weights_in
+from srd.files.reading.safetensors import write_safetensors
+from srd.files.weights import (
+    explain_mismatch,
+    load_content,
+    load_file,
+    load_parts,
+    load_weights,
+    weights_in,
+)
 
 __all__ = [
-    "explain_mismatch", "is_whole", "load_file", "load_parts", "load_weights", "newest_whole",
-    "save_state", "save_weights", "sha256", "weights_in", "write_text", "write_whole",
+    "explain_mismatch", "is_whole", "load_content", "load_file", "load_parts", "load_weights",
+    "newest_whole", "save_state", "save_weights", "sha256", "weights_in", "write_text",
+    "write_whole",
 ]  # fmt: skip
 
 
@@ -79,23 +84,15 @@ def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
 def save_weights(
     path: str | Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> None:
-    """Write weights as safetensors, whole or not at all."""
-    plain = OrderedDict(
-        (name, value.detach().cpu().contiguous()) for name, value in weights.items()
-    )
-    data = safetensors.torch.save(plain, dict(metadata))
-    write_whole(path, lambda file: file.write(data))
+    """Write weights as safetensors, whole or not at all; equal ones have equal bytes."""
+    write_whole(path, lambda file: write_safetensors(file, weights, metadata))
 
 
 def is_whole(path: str | Path) -> bool:
     """Whether every record of a file written by `save_state` has the checksum it was written with."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            # torch writes no attributes; one that says "folder" would hide a record's content
-            if any(record.external_attr for record in archive.infolist()) or archive.testzip():
-                return False
-        load_file(path)  # zipfile forgives damage to the directory that torch does not
-    except (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error, UserError):
+        load_content(path, checked=True)
+    except UserError:
         return False
     return True
 

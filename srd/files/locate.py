@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import urllib.request
@@ -33,8 +34,8 @@ def locate(name: str | Path) -> Path:
     """
     if str(name).startswith(HUB):
         return _from_hub(str(name))
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):  # unlike pathlib's, this never raises, whatever the name
         found = next((path / file for file in RUN_FILES if (path / file).is_file()), None)
         if found is None:
             raise UserError(
@@ -42,7 +43,7 @@ def locate(name: str | Path) -> Path:
                 f"{', '.join(RUN_FILES)}); give a file"
             )
         return found
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"no checkpoint at {path}")
     return path
 

@@ -1,27 +1,24 @@
 """Everybody's files of weights, read as data.
 
-Loading never executes what a file asks for. A file is looked over first (`srd.files.vetting`), and then
-read by torch's restricted unpickler, which builds tensors and plain containers only. Two classes
-that released files pickle (the configuration of yacs and argparse's namespace) come back as plain
-mappings, without those packages.
+Loading never executes what a file asks for: `srd.files.reading` builds tensors and plain containers
+only, from one reading of the file, within `srd.files.limits`. Two classes that released files pickle
+(the configuration of yacs and argparse's namespace) come back as plain mappings, without those
+packages.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
-import safetensors.torch
-import torch
 from torch import Tensor, nn
 
 from srd.errors import UserError
 from srd.files.locate import locate
-from srd.files.vetting.values import Refused
-from srd.files.vetting.vet import Format, vet
+from srd.files.opened import Refused, open_once
+from srd.files.reading.formats import Content, read_content
+from srd.printable import printable
 
 # Where files met in the wild keep their weights, in the order in which to look, and where timm and
 # the DeiT authors keep the moving average of them.
@@ -33,7 +30,6 @@ WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 PROJECTOR_PREFIX = "distillation_loss."
 STUDENT_PREFIX = "model."
 COMPANIONS = (PROJECTOR_PREFIX, "linear.", "norm_layer.")
-MOST_VALUES = 2_000_000  # in containers, each as often as it is referred to
 
 
 class Parts(NamedTuple):
@@ -79,7 +75,7 @@ def parts_in(content: Mapping[str, Any], path: str | Path, ema: bool = False) ->
     bare: dict[str, Tensor] = {}
     for name, value in weights.items():
         if _bare(name) in bare:
-            raise UserError(f"{path} holds {_bare(name)} twice, with and without a prefix")
+            raise UserError(f"{path} holds {_some([_bare(name)])} twice, with and without a prefix")
         bare[_bare(name)] = value
     return split(bare)
 
@@ -140,7 +136,7 @@ def load_into(
         content: what `load_file` read from `path`, where that is done already.
 
     Returns:
-        The names of what was trained beside it, such as a projector's.
+        The names of what was trained beside it, such as a projector's, fit to be shown.
 
     Raises:
         UserError: as `load_weights`, or the weights do not fit.
@@ -148,7 +144,7 @@ def load_into(
     weights, extras = parts_in(load_file(path) if content is None else content, path)
     explain_mismatch(model.state_dict(), weights, path, what)
     model.load_state_dict(weights)
-    return list(extras)
+    return list(map(printable, extras))
 
 
 def load_file(path: str | Path) -> dict[str, Any]:
@@ -157,78 +153,34 @@ def load_file(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, damaged, or asks for anything else to be built.
     """
+    return load_content(path).entries
+
+
+def load_content(path: str | Path, *, checked: bool = False) -> Content:
+    """`load_file`, and the metadata of a safetensors file.
+
+    Args:
+        checked: see `srd.files.reading.formats.read_content`.
+    """
     file = locate(path)
     try:
-        content = _read(file)
-    except UserError:
-        raise
+        with open_once(file) as opened:
+            content = read_content(opened, checked=checked)
     except Refused as refusal:
         raise UserError(f"{file} {refusal}") from None
     except MemoryError:
         raise UserError(f"{file} does not fit into memory") from None
     except RecursionError:
-        raise UserError(f"{file} is nested too deeply, or holds itself: refused") from None
+        raise UserError(f"{file} is nested too deeply: refused") from None
     except PermissionError as error:
         raise UserError(f"cannot read {file} ({error.strerror})") from None
-    except Exception as error:  # of a damaged file, torch and safetensors raise whatever they meet
-        detail = " ".join(str(error).split())[:120] or type(error).__name__
+    except Exception as error:  # readers of damaged files raise whatever they meet
+        detail = printable(" ".join(str(error).split())[:120]) or type(error).__name__
         raise UserError(f"{file} is damaged or not a checkpoint ({detail})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file} holds a {type(content).__name__}, not a checkpoint")
+    if not isinstance(content.entries, dict):
+        kind = type(content.entries).__name__
+        raise UserError(f"{file} holds a {kind}, not a checkpoint")
     return content
-
-
-class _Namespace:
-    """Stands in for argparse.Namespace: its attributes, and none of its behaviour."""
-
-
-_STAND_INS: list[Any] = [
-    (OrderedDict, "yacs.config.CfgNode"),  # torch fills in no other kind of mapping
-    (_Namespace, "argparse.Namespace"),
-]
-
-
-def _read(path: Path) -> Any:
-    if vet(path) is Format.SAFETENSORS:
-        return dict(safetensors.torch.load_file(path))
-    # Mapped, since by name torch would look at the suffix, and try its tar format of 2017.
-    with (
-        open(path, "rb") as file,
-        mmap(file.fileno(), 0, access=ACCESS_READ) as memory,
-        torch.serialization.safe_globals(_STAND_INS),
-    ):
-        return _Copy().of(torch.load(cast(Any, memory), map_location="cpu", weights_only=True))
-
-
-class _Copy:
-    """Copies what torch built into plain containers, up to MOST_VALUES.
-
-    The limit is for files whose lists hold the same list many times, which hold it many times, ...
-    """
-
-    def __init__(self) -> None:
-        self.values = 0
-
-    def of(self, value: Any) -> Any:
-        """Tensors without attributes, plain containers and values; Refused where there is more."""
-        self.values += 1
-        if self.values > MOST_VALUES:
-            raise Refused(f"unfolds into more than {MOST_VALUES:,} values: no checkpoint does")
-        if isinstance(value, Tensor):
-            return value.detach()
-        if isinstance(value, _Namespace):
-            value = vars(value)
-        if isinstance(value, dict):  # dict.items: an attribute of the file's may stand in its way
-            return {key: self.of(item) for key, item in dict.items(value)}
-        if isinstance(value, torch.Size):
-            return tuple(value)
-        if type(value) in (list, tuple):
-            return type(value)(map(self.of, value))
-        if isinstance(value, (torch.dtype, torch.device)):
-            return str(value)
-        if value is None or isinstance(value, (bool, int, float, str, bytes, set)):
-            return value
-        raise Refused(f"holds a {type(value).__name__}: refused, checkpoints are read as data only")
 
 
 def _bare(name: str) -> str:
@@ -239,7 +191,7 @@ def _bare(name: str) -> str:
 
 
 def _some(names: Iterable[str], most: int = 4) -> str:
-    names = [name[:60] for name in names]
+    names = [printable(name[:60]) for name in names]
     return (", ".join(names[:most]) or "nothing") + (", ..." if len(names) > most else "")
 
 

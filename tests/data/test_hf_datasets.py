@@ -190,3 +190,22 @@ def test_without_the_package_its_installation_is_named(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"pip install 'simple-recipe-distillation\[datasets\]'"):
         open_splits(Data(dataset="datasets", path="d"), training=True)
+
+
+def test_pictures_are_read_as_the_library_reads_them_and_by_our_list(tmp_path: Path) -> None:
+    turned, eps = tmp_path / "turned.jpg", tmp_path / "x.jpg"
+    picture = Image.fromarray(np.arange(240, dtype=np.uint8).reshape(8, 10, 3))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    picture.save(turned, exif=exif)
+    eps.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    features = datasets.Features(image=datasets.Image(mode="L"), label=CLASSES)
+    table = datasets.Dataset.from_dict(
+        {"image": [str(turned), str(eps)], "label": [0, 1]}, features=features
+    )
+    _, val, _ = open_splits(saved(tmp_path, train=table, test=table), training=False)
+    expected = table[0]["image"].convert("RGB")
+    assert expected.size == (8, 10)
+    assert np.array_equal(np.asarray(val.load(0)[0]), np.asarray(expected))
+    with pytest.raises(OSError, match="cannot identify"):
+        val.load(1)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -16,6 +17,7 @@ class Server(ThreadingHTTPServer):
     Args:
         ranges: whether it knows them. breaks: answers to break off after `piece` bytes.
         errors: HTTP errors to give first, one a request. kind: the Content-Type of everything.
+        endless: whether an answer goes on for ever.
     """
 
     daemon_threads = True
@@ -24,7 +26,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.requests = files, []
         self.ranges, self.breaks, self.piece, self.errors = True, 0, 1000, []
-        self.kind, self.headers = "application/octet-stream", {}
+        self.kind, self.headers, self.endless = "application/octet-stream", {}, False
         vars(self).update(habits)
 
     @property
@@ -65,6 +67,9 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.send_response(200)
             ending = {}
+        if server.endless:
+            self.pour(data)
+            return
         etag = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"'}
         self.end(len(data) - start, {"Content-Type": server.kind, **etag, **ending})
         if not body:
@@ -74,6 +79,15 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(data[start : start + server.piece])
         else:
             self.wfile.write(data[start:])
+
+    def pour(self, data: bytes) -> None:
+        """The same again and again, a little at a time, without a length, until nobody listens."""
+        self.send_header("Content-Type", self.server.kind)
+        self.end_headers()
+        with suppress(OSError):
+            while True:
+                self.wfile.write(data)
+                time.sleep(0.001)
 
     def end(self, length: int, headers: dict[str, str]) -> None:
         for key, value in {

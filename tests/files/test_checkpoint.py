@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
-import safetensors
+import safetensors.torch
 import torch
 
 from srd.errors import RunFailed
@@ -170,6 +170,22 @@ def test_safetensors_go_and_come(tmp_path: Path) -> None:
     with safetensors.safe_open(path, "pt") as file:
         assert file.metadata() == {"epoch": "3"}
     assert os.listdir(tmp_path) == [path.name]
+
+
+def test_equal_weights_have_equal_bytes_and_they_are_the_librarys(tmp_path: Path) -> None:
+    path = tmp_path / "student.safetensors"
+    weights = {
+        "grüße": torch.arange(6.0).view(2, 3), "half": torch.ones(3).half(), "n": torch.tensor(3),
+        "brain": torch.ones(2, dtype=torch.bfloat16), "empty": torch.ones(0, 4), "is": torch.ones(2) > 0,
+    }  # fmt: skip
+    about = {"model": "tiny", "acc1": "71.5", "epoch": "3"}
+    save_weights(path, weights, about)
+    first = path.read_bytes()
+    backwards = [dict(reversed(mapping.items())) for mapping in (weights, about)]
+    save_weights(path, *backwards)  # type: ignore[arg-type]
+    assert path.read_bytes() == first
+    save_weights(path, weights, {"format": "pt"})
+    assert path.read_bytes() == safetensors.torch.save(weights, {"format": "pt"})
 
 
 # Whole or damaged

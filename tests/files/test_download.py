@@ -13,6 +13,7 @@ import pytest
 
 from srd.errors import RunFailed, UserError
 from srd.files.download import download
+from srd.files.limits import Limits
 from tests.files.servers import serving
 
 DATA = random.Random(0).randbytes(5000)
@@ -127,3 +128,33 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with serving({"/a.pth": DATA}) as server, pytest.raises(RunFailed, match="cannot write"):
         download(f"{server.address}/a.pth", tmp_path / "file/a.pth")
+
+
+def test_a_file_that_is_too_large(tmp_path: Path) -> None:
+    with serving({"/a.pth": DATA}) as server, pytest.raises(RunFailed, match="more than 4,999"):
+        limits = Limits(download_bytes=4999)
+        download(f"{server.address}/a.pth", tmp_path / "a.pth", limits=limits)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "limits, told",
+    [(Limits(download_bytes=10**5), "more than 100,000 bytes, the most"),
+     (Limits(download_seconds=0.3), "it takes too long; [0-9,]+ bytes are kept")],
+)  # fmt: skip
+def test_an_answer_that_never_ends(tmp_path: Path, limits: Limits, told: str) -> None:
+    with serving({"/a.pth": DATA}, endless=True) as server, pytest.raises(RunFailed, match=told):
+        download(f"{server.address}/a.pth", tmp_path / "a.pth", limits=limits, wait=0.001)
+    assert os.listdir(tmp_path) == (["a.pth.part"] if "kept" in told else [])
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["http://[::1/x", "file:///etc/passwd", "http://a b/", "gopher://x/", "http://" + "a" * 70 + ".b/",
+     "/a.pth", "http:///x"],
+)  # fmt: skip
+def test_a_redirect_to_nowhere(tmp_path: Path, place: str) -> None:
+    habits = {"errors": [302] * 20, "headers": {"Location": place}}
+    with serving({}, **habits) as server, pytest.raises(RunFailed) as caught:
+        download(f"{server.address}/a.pth", tmp_path / "a.pth", wait=0.001, tries=2)
+    assert "\n" not in str(caught.value) and os.listdir(tmp_path) == []

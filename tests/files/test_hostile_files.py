@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import builtins
 import io
 import os
@@ -22,6 +21,7 @@ from torch import nn
 
 from srd.errors import UserError
 from srd.files.checkpoint import load_file, load_weights
+from tests.files.greedy import GREEDY
 from tests.files.made import (
     HOOKS,
     WEIGHTS,
@@ -324,13 +324,13 @@ def peak():  # in kB, of this interpreter alone: getrusage starts from the paren
 before = peak()
 sys.addaudithook(watch)
 for path in sorted(Path(sys.argv[1]).iterdir()):
-    started = time.perf_counter()
+    started = time.process_time()
     try:
         srd.files.checkpoint.load_file(path)
         said = "LOADED"
     except UserError as error:
         said = str(error)
-    print(path.name, round(time.perf_counter() - started, 2), said, sep="\\t")
+    print(path.name, round(time.process_time() - started, 2), said, sep="\\t")
 grown = peak() - before
 print("grown", grown // 1024, doing, sep="\\t")
 """
@@ -341,7 +341,7 @@ def test_forged_files_are_refused_in_little_memory_and_time(
 ) -> None:
     folder = tmp_path / "forged"
     folder.mkdir()
-    for title, content in FORGED.items():
+    for title, content in (FORGED | GREEDY).items():
         (folder / title).write_bytes(content)
     bombs(folder)
     honest = tmp_path / "honest.pth"
@@ -354,7 +354,7 @@ def test_forged_files_are_refused_in_little_memory_and_time(
     assert set(said) == {path.name for path in folder.iterdir()}
     for title, (seconds, words) in said.items():
         assert words.startswith(f"{folder / title} ") and len(words) < 400, (title, words)
-        assert seconds < 10, title
+        assert seconds < 5, title
     _, megabytes, did = last.split("\t")
     assert did == "[]", did
     assert int(megabytes) < 400
@@ -370,13 +370,6 @@ def test_forged_files_are_well_made(tmp_path: Path) -> None:
         assert load_weights(path)["w"].tolist() == [[1, 2], [4, 5]]
     path.write_bytes(as_zip(checkpoint(b"](" + b"N" * 1000 + b"e" + b"r\xff\xff\xff\xff")))
     assert load_file(path) == {"model": {"w": [None] * 1000}}
-
-
-def test_the_stand_ins_are_gone_after_loading(tmp_path: Path) -> None:
-    path = saved(tmp_path / "a.pth", {"model": WEIGHTS, "args": argparse.Namespace(a=1)})
-    load_file(path)
-    with pytest.raises(pickle.UnpicklingError):
-        torch.load(path, weights_only=True)
 
 
 @pytest.mark.parametrize("kind", ["forged", "exec"])

@@ -1,1 +1,0 @@
-"""What looks over a file before anything is built from it."""
