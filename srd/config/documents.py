@@ -41,6 +41,11 @@ class Loader(yaml.SafeLoader):
         self._depth = self._values = 0
         self._unfolded: dict[int, tuple[int, int]] = {}  # of a node, by id: its values, its depth
 
+    def value(self, node: yaml.Node | None) -> Any:
+        """What a document's nodes stand for; whatever an alias repeats is whole when it is."""
+        with explained(self.source):
+            return None if node is None else self.construct_object(node, deep=True)
+
     def at(self, node: yaml.Node) -> str:
         """Where a node stands."""
         return f"{self.source}, line {node.start_mark.line + 1}"
@@ -111,6 +116,8 @@ class Loader(yaml.SafeLoader):
             names.add(key.value)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        if not isinstance(node, yaml.ScalarNode):
+            return super().construct_object(node, deep=deep)
         try:
             if node.tag in NUMBERS and len(node.value) > MOST_DIGITS:
                 raise ValueError
@@ -149,10 +156,8 @@ def load(text: str, source: str) -> Any:
     Raises:
         UserError: malformed, with its line; or beyond a limit.
     """
-    with explained(source):
-        loader = Loader(text, source)
-        node = loader.compose()
-        return None if node is None else loader.construct_document(node)
+    loader = Loader(text, source)
+    return loader.value(loader.compose())
 
 
 @contextmanager
