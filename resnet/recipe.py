@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from resnet.nodes import MAP, PLAIN, Checked, Reader, Trusted
 from resnet.places import Places
-from resnet.sections import Sections
+from resnet.registries import Registries
 from resnet.trust import built, forbid_pickled_code
 from srd.config.documents import read_text
 from srd.config.fields import Saving
@@ -103,7 +103,7 @@ def read_recipe(
     config = loader.value(root)
     if isinstance(loader, Checked):
         forbid_pickled_code()
-        Sections(config, places).check()
+        Registries(config, places).check()
         config = built(config, {})
     return Recipe(config, run, text, settings)
 

@@ -152,16 +152,20 @@ def _make(value: Made, arguments: dict[str, Any]) -> Any:
 
 
 def check_arguments(
-    given: Mapping[Any, Any], known: tuple[str, ...], name: str, where: str
+    given: Mapping[Any, Any], known: tuple[str, ...] | None, name: str, where: str
 ) -> None:
-    """Raise a UserError unless `name` may be given these arguments, with these values."""
+    """Raise a UserError unless `name` may be given these arguments, with these values.
+
+    Args:
+        known: None for what checks the names itself: this project's own classes.
+    """
     for argument, value in given.items():
-        if argument not in known:
-            hint = nearest(str(argument), known)
+        if known is not None and argument not in known:
             raise UserError(
-                f"{where}: {name} has no {str(argument)[:100]!r} that a file may set{hint}; {TRUST}"
+                f"{where}: {name}.{str(argument)[:100]} is not an argument that a file may set"
+                f"{nearest(str(argument), known)}; {TRUST}"
             )
-        check_value(value, argument, where)
+        check_value(value, str(argument), where)
 
 
 def check_value(value: Any, name: str, where: str) -> None:
@@ -203,26 +207,19 @@ def own(registered: Any) -> bool:
     return getattr(registered, "__module__", None) == allowed.OWN
 
 
-def own_arguments(registered: Any) -> tuple[str, ...]:
-    """The arguments of one of this project's classes; torchdistill adds models and devices itself."""
-    injected = ("student_model", "teacher_model", "device", "device_ids", "distributed")
-    return tuple(name for name in inspect.signature(registered).parameters if name not in injected)
-
-
 @cache
-def _calls() -> dict[str, tuple[str, tuple[str, ...], type | None]]:
+def _calls() -> dict[str, tuple[str, tuple[str, ...] | None, type | None]]:
     """What `!import_call` may call: kind, arguments, and the type of what a function returns."""
-    extension = import_module(allowed.OWN)
-    classes = {name: value for name, value in vars(extension).items() if own(value)}
-    ours = {
-        f"{allowed.OWN}.{name}": own_arguments(value)
-        for name, value in classes.items()
-        if inspect.isclass(value) and issubclass(value, Dataset)
+    ours: dict[str, tuple[str, ...] | None] = {
+        f"{allowed.OWN}.{name}": None
+        for name, value in vars(import_module(allowed.OWN)).items()
+        if own(value) and inspect.isclass(value) and issubclass(value, Dataset)
     }
     compose = torchvision.transforms.Compose
     return {
         **{name: ("transform", given, None) for name, given in allowed.TRANSFORMS.items()},
-        **{name: ("data set", given, None) for name, given in (allowed.DATASETS | ours).items()},
+        **{name: ("data set", given, None) for name, given in allowed.DATASETS.items()},
+        **{name: ("data set", given, None) for name, given in ours.items()},
         **{name: ("data sets", given, list) for name, given in allowed.SPLITS.items()},
         **{name: ("model", given, nn.Module) for name, given in allowed.MODELS_BY_CALL.items()},
         "timm.data.create_transform": (

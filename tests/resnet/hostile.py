@@ -196,7 +196,6 @@ SECTIONS = [
     ("kwargs: {num_classes: 10}, src", "kwargs: {num_classes: 10, norm_layer: eval}, src"),
     ("kwargs: {num_classes: 10}, src", "kwargs: {num_classes: 10, weights: 'http://localhost:1/x'}, src"),
     ("kwargs: {num_classes: 10}, src", "kwargs: {num_classes: 10, weights: EVIL}, src"),
-    ("kwargs: {num_classes: 10}, src", "quantized: true, kwargs: {num_classes: 10}, src"),
     ("src_ckpt: teacher.pth", "src_ckpt: {a: 1}"),
     ("dependencies: [resnet.extension]", "dependencies: [os]"),
     ("dependencies: [resnet.extension]", "dependencies: antigravity"),

@@ -75,7 +75,7 @@ def test_older_data_sections_stay_plain_values(tmp_path: Path) -> None:
 
 def test_objects_exist_and_have_the_arguments() -> None:
     for name, (_, arguments, _) in _calls().items():
-        assert accepts(_imported(name), arguments), name
+        assert arguments is None or accepts(_imported(name), arguments), name
     for name in _gets():
         _imported(name)
 

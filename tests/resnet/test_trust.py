@@ -104,7 +104,6 @@ def test_hostile_sections_are_refused_and_nothing_ran(place: str, hostile: str) 
         "{auxiliary_model_wrapper: {key: HeadRCNN}}",
         "{auxiliary_model_wrapper: {key: SSWrapper4SSKD, kwargs: {ss_module_ckpt: /etc/x.pt}}}",
         "{sequential: [__init__]}",
-        "3",
     ],
 )
 def test_a_wrapper_in_a_wrapper_is_held_to_the_same(minimal: str) -> None:
