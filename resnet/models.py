@@ -8,15 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torchdistill.common.main_util import import_dependencies
-from torchdistill.models import wrapper
 from torchdistill.models.official import get_image_classification_model
 from torchdistill.models.registry import MODEL_DICT, get_model
 from torchvision import models as torchvision_models
 
 from resnet.recipe import Recipe
-from srd.distributed import processes
 from srd.errors import UserError, nearest
-from srd.files.checkpoint import save_state
 from srd.files.weights import load_into
 
 
@@ -39,7 +36,6 @@ def student_section(recipe: Recipe) -> dict[str, Any]:
 def load_models(recipe: Recipe, device: torch.device) -> Models:
     """Build teacher and student, and load the weights that the recipe names, as data."""
     import_dependencies(recipe.config.get("dependencies"))
-    wrapper.load_module_ckpt, wrapper.save_module_ckpt = _load_part, _save_part
     student = student_section(recipe)
     teacher = recipe.config["models"].get("teacher_model")
     if student is None:
@@ -70,14 +66,3 @@ def _load_model(section: dict[str, Any], role: str) -> nn.Module:
             f"no weights for the teacher {key} at {file} (models.teacher_model.src_ckpt)"
         )
     return model
-
-
-def _load_part(module: nn.Module, _: object, path: str) -> None:
-    """What torchdistill's wrappers read for a module of their own: as data, here."""
-    load_into(module, Path(path).expanduser(), "the module of the wrapper that names it")
-
-
-def _save_part(module: nn.Module, path: str) -> None:
-    """What they write after every epoch: whole, or not at all."""
-    if processes.is_main():
-        save_state(Path(path).expanduser(), module.state_dict())

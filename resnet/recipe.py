@@ -14,6 +14,7 @@ from resnet.nodes import MAP, PLAIN, Checked, Reader, Trusted
 from resnet.places import Places
 from resnet.registries import Registries
 from resnet.trust import built, forbid_pickled_code
+from resnet.wrapper_files import take_over
 from srd.config.documents import read_text
 from srd.config.fields import Saving
 from srd.config.layers import Amp, Layer, build
@@ -100,6 +101,7 @@ def read_recipe(
             raise UserError(f"{path} has no `root_dir:` line whose place --data-path could take")
         sections["root_dir"].value, sections["root_dir"].tag = data_path, PLAIN[0]
     run = build(Run, [Layer(f"{path}, run", settings.get("run") or {})])
+    take_over()
     config = loader.value(root)
     if isinstance(loader, Checked):
         forbid_pickled_code()

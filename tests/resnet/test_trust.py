@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torchdistill.models import wrapper
 from torchvision.models import ResNet34_Weights
 
 from resnet.places import Places
@@ -191,6 +192,19 @@ def test_every_torch_load_of_this_process_reads_weights_only() -> None:
         Exception, match=r"[Ww]eights"
     ):  # as older versions of torchvision ask for it
         torch.load("evil.pth", weights_only=False)
+    assert not Path("OWNED").exists()
+
+
+def test_a_wrappers_own_checkpoint_is_read_as_data_and_written_whole(here: Path) -> None:
+    read_recipe(write(RECIPE))
+    module = torch.nn.Linear(2, 2)
+    wrapper.save_module_ckpt(module, "deep/part.pt")
+    other = torch.nn.Linear(2, 2)
+    wrapper.load_module_ckpt(other, "cpu", "deep/part.pt")
+    assert torch.equal(other.weight, module.weight)
+    assert [path.name for path in (here / "deep").iterdir()] == ["part.pt"]
+    with pytest.raises(UserError, match="evil.pth"):
+        wrapper.load_module_ckpt(other, "cpu", "evil.pth")
     assert not Path("OWNED").exists()
 
 
