@@ -203,7 +203,7 @@ def test_a_wrappers_own_checkpoint_is_read_as_data_and_written_whole(here: Path)
     wrapper.load_module_ckpt(other, "cpu", "deep/part.pt")
     assert torch.equal(other.weight, module.weight)
     assert [path.name for path in (here / "deep").iterdir()] == ["part.pt"]
-    with pytest.raises(UserError, match="evil.pth"):
+    with pytest.raises(UserError, match=r"evil\.pth"):
         wrapper.load_module_ckpt(other, "cpu", "evil.pth")
     assert not Path("OWNED").exists()
 
