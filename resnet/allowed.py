@@ -114,9 +114,6 @@ DATASETS = _under("torchvision.datasets", _table("""
 SPLITS = _table("""
     torchdistill.datasets.util.split_dataset: dataset lengths generator_seed sub_splits_configs dataset_id
 """)
-MODELS_BY_CALL = _table("""
-    timm.create_model: model_name num_classes in_chans img_size drop_rate drop_path_rate global_pool
-""")
 
 # -- objects that are named and not called (`!import_get`); torchvision's weights by model are added
 

@@ -77,7 +77,7 @@ class Registries:
 
     def dependencies(self, names: Any) -> None:
         where = self.recipe.where
-        for name in [names] if isinstance(names, str) else names or []:
+        for name in names if isinstance(names, list) else [names] if names else []:
             if name not in allowed.DEPENDENCIES:
                 raise UserError(
                     f"{where}: dependencies may name {', '.join(allowed.DEPENDENCIES)} only, not "

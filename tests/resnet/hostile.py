@@ -34,7 +34,10 @@ ALLOWED = [
     "[!import_get {key: torchvision.transforms.InterpolationMode}, BICUBIC]}}}",
     "!import_call {key: timm.data.create_transform, init: {kwargs: {input_size: 32, is_training: true, "
     "auto_augment: rand-m9-mstd0.5-inc1, re_prob: 0.25, re_mode: pixel}}}",
-    "!import_call {key: timm.create_model, init: {kwargs: {model_name: test_resnet, num_classes: 3}}}",
+    "!access_by_index_or_key {index_or_key: 1, data: !import_call {key: torchdistill.datasets.util."
+    "split_dataset, init: {kwargs: {lengths: [7, 3], generator_seed: 1, dataset_id: any text, "
+    "sub_splits_configs: [{}, {transform: !import_call {key: torchvision.transforms.ToTensor}}], "
+    "dataset: !import_call {key: torchvision.datasets.FakeData, init: {kwargs: {size: 10}}}}}}}",
     "!access_by_index_or_key {data: [1, 2], index_or_key: 1}",
     "{<<: {a: 1}, b: 2}",
 ]
@@ -148,10 +151,7 @@ HOSTILE = [
     "{url: 'http://localhost:1/x'}}}}",
     "!import_call {key: timm.create_model, init: {kwargs: {model_name: test_resnet, pretrained_cfg_overlay: "
     "{file: EVIL}}}}",
-    "!import_call {key: timm.create_model, init: {kwargs: {model_name: 'hf-hub:a/b'}}}",
     "!import_call {key: timm.create_model, init: {kwargs: {model_name: 'local-dir:REPO'}}}",
-    "!import_call {key: timm.create_model, init: {kwargs: {model_name: nope}}}",
-    "!import_call {key: timm.create_model, init: {kwargs: {model_name: {a: 1}}}}",
     "!import_call {key: resnet.extension.Digits, init: {kwargs: {split: train, transform: print}}}",
 ]  # fmt: skip
 # One text of a whole recipe, and what a hostile one holds in its place.
@@ -203,6 +203,8 @@ SECTIONS = [
     ("dependencies: [resnet.extension]", "dependencies: [[evil, .]]"),
     ("dependencies: [resnet.extension]", "dependencies: [{name: evil}]"),
     ("dependencies: [resnet.extension]", "dependencies: evil"),
+    ("dependencies: [resnet.extension]", "dependencies: {evil: 1}"),
+    ("dependencies: [resnet.extension]", "dependencies: 5"),
     ("digits/val: *data", "digits/val: !import_get {key: torch.float32}"),
 ]  # fmt: skip
 NESTED = (

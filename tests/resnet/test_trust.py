@@ -116,6 +116,14 @@ def test_a_wrapper_in_a_wrapper_is_held_to_the_same(minimal: str) -> None:
         read_recipe(recipe(minimal))
 
 
+def test_as_deep_as_a_file_may_be() -> None:
+    compose = "!import_call {key: torchvision.transforms.Compose, init: {args: [["
+    text = compose * 12 + "!import_call {key: torchvision.transforms.ToTensor}" + "]]}}" * 12
+    read_recipe(write(f"run: {{}}\nroot_dir: {text}{REST}"))
+    with pytest.raises(UserError, match="line 2: too much"):
+        read_recipe(write(f"run: {{}}\nroot_dir: {compose * 12 + text + ']]}}' * 12}{REST}"))
+
+
 def test_what_an_alias_repeats_is_checked_whole() -> None:
     """PyYAML fills a list after an alias to it was handed on: what is looked at must be all of it."""
     text = "run: {}\nroot_dir: &steps {inner: &list [/etc/passwd]}\ndatasets:\n  a: !import_call {key: "
