@@ -1,105 +1,175 @@
-"""What a YAML document names, looked over node by node before anything is built."""
+"""torchdistill's tags: read as what they name, checked; or, for a trusted file, run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import yaml
+from torchdistill.common import yaml_util
 
-from resnet.trust import check_module, check_name
+from resnet.places import Places
+from resnet.trust import TRUST, Made, called, item, member, named
+from srd.config.documents import Loader
 from srd.errors import UserError
-
-IMPORTS = ("!import_get", "!import_call", "!import_call_method")
-
-
-PATHS = ("!join", "!pathjoin", "!expanduser", "!abspath")
-
-
-ITEM = "!access_by_index_or_key"
-
 
 PLAIN = tuple(
     f"tag:yaml.org,2002:{name}"
     for name in ("str", "int", "float", "bool", "null", "seq", "map", "merge")
 )
 
-
-def _walk(node: yaml.Node) -> Iterator[yaml.Node]:
-    """Every node of a document once, aliases followed."""
-    seen: set[int] = set()
-    stack = [node]
-    while stack:
-        node = stack.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        yield node
-        if isinstance(node, yaml.MappingNode):
-            stack += [part for pair in node.value for part in pair]
-        elif isinstance(node, yaml.SequenceNode):
-            stack += node.value
+MAP = "tag:yaml.org,2002:map"
 
 
-def _check(node: yaml.Node, path: Path) -> None:
-    where = _at(path, node)
-    if node.tag in IMPORTS:
-        check_name(*_imported(node, where), where)
-    elif node.tag == "!getattr":
-        names = node.value[1:2] if isinstance(node, yaml.SequenceNode) else []
-        if not names or not isinstance(names[0], yaml.ScalarNode) or names[0].value[:1] == "_":
-            raise UserError(f"{where}: !getattr may only name a public attribute, as plain text")
-    elif node.tag not in (*PATHS, ITEM, *PLAIN):
-        raise UserError(
-            f"{where}: the tag {node.tag} is not one that a configuration may use; "
-            "--trust-config runs a file that you have read and trust"
-        )
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value == "repo_or_dir":
-                raise UserError(
-                    f"{_at(path, value)}: repo_or_dir runs the code of a repository: not supported"
-                )
+class Reader(Loader):
+    """The limited reader, with `1e-4` read as a number and torchdistill's tags for paths."""
 
 
-def _imported(node: yaml.Node, where: str) -> tuple[str, list[str]]:
-    """The module and the attributes in it that torchdistill takes from an import's node."""
-    entry = _scalars(node, ("key", "package", "class_name", "method_name"), where)
-    names = [entry.get("key", "")]
-    if node.tag == "!import_call_method":
-        names = [entry.get("class_name", ""), entry.get("method_name", "")]
-    if all(names) and "package" in entry:
-        return entry["package"], names
-    parts = (entry.get("package") or entry.get("key", "")).split(".")
-    return ".".join(parts[: -len(names)]), parts[-len(names) :]
+class Section(dict[Any, Any]):
+    """A mapping that knows where it stands."""
+
+    def __init__(self, where: str, content: Mapping[Any, Any] | None = None) -> None:
+        super().__init__(content or {})
+        self.where = where
 
 
-def _check_dependencies(node: yaml.Node | None, path: Path) -> None:
-    if node is None or node.tag.endswith("null"):
-        return
-    items = node.value if isinstance(node, yaml.SequenceNode) else [node]
-    for item in items:
-        if not isinstance(item, yaml.ScalarNode):
-            raise UserError(
-                f"{_at(path, item)}: dependencies are module names, such as resnet.extension"
+class Checked(Reader):
+    """Reads what a document names as `Made`: checked, and not built."""
+
+    def __init__(self, text: str, source: str, places: Places) -> None:
+        super().__init__(text, source)
+        self.places = places
+
+    def section(self, node: yaml.Node) -> Iterator[Section]:
+        section = Section(self.at(node))
+        yield section
+        section.update(self.construct_mapping(self.mapping(node)))
+
+    def entries(self, node: yaml.Node) -> dict[Any, Any]:
+        """A tag's mapping; torchdistill ignores the keys that it does not know."""
+        return dict(self.construct_mapping(self.mapping(node), deep=True))
+
+    def mapping(self, node: yaml.Node) -> yaml.MappingNode:
+        if not isinstance(node, yaml.MappingNode):
+            raise UserError(f"{self.at(node)}: {node.tag} needs `key: value` lines")
+        return node
+
+    def dotted(self, node: yaml.Node, entries: dict[Any, Any]) -> str:
+        """The dotted name that an import's `package` and `key` make."""
+        package, key = entries.get("package"), entries.get("key")
+        if not isinstance(key, str) or not isinstance(package, str | None):
+            raise UserError(f"{self.at(node)}: {node.tag} needs `key: a.dotted.name`")
+        return f"{package}.{key}" if package else key
+
+    def import_get(self, node: yaml.Node) -> Made:
+        return named(self.dotted(node, self.entries(node)), self.at(node))
+
+    def import_call(self, node: yaml.Node) -> Made:
+        entries = self.entries(node)
+        init = {} if entries.get("init") is None else entries["init"]
+        if not isinstance(init, dict):
+            raise UserError(f"{self.at(node)}: init holds args and kwargs")
+        args = [] if init.get("args") is None else init["args"]
+        kwargs = {} if init.get("kwargs") is None else init["kwargs"]
+        made = called(self.dotted(node, entries), args, kwargs, self.at(node))
+        root = made.arguments.get("root")
+        if made.arguments.get("download") and not self.places.hold(str(root), data=True):
+            made.arguments["download"] = False
+            made.hint = (
+                "; a file may download into the working folder, --output and --data-path only; "
+                + TRUST
             )
-        check_module(item.value, _at(path, item))
+        return made
+
+    def getattr(self, node: yaml.Node) -> Made:
+        if not isinstance(node, yaml.SequenceNode) or len(node.value) != 2:
+            raise UserError(f"{self.at(node)}: !getattr needs [object, name]")
+        base, name = self.construct_sequence(node, deep=True)
+        return member(base, name, self.at(node))
+
+    def access(self, node: yaml.Node) -> Any:
+        entries = self.entries(node)
+        return item(entries.get("data"), entries.get("index_or_key"), self.at(node))
+
+    def unknown(self, node: yaml.Node) -> Any:
+        raise UserError(
+            f"{self.at(node)}: the tag {node.tag[:100]!r} is not one that a file may use; {TRUST}"
+        )
 
 
-def _scalars(node: yaml.Node, keys: tuple[str, ...], where: str) -> dict[str, str]:
-    """The plain-text values of `keys` in a mapping; a computed one is a UserError."""
-    if not isinstance(node, yaml.MappingNode):
-        raise UserError(f"{where}: {node.tag} needs `key: ...`")
-    found: dict[str, str] = {}
-    for key, value in node.value:
-        if key.value in ("<<",) or not isinstance(key, yaml.ScalarNode):
-            raise UserError(f"{where}: {node.tag} must be written out, without merge keys")
-        if key.value in keys:
-            if not isinstance(value, yaml.ScalarNode) or not value.tag.endswith(":str"):
-                raise UserError(f"{where}: {key.value} of {node.tag} must be plain text")
-            found[key.value] = value.value
-    return found
+class Trusted(Reader):
+    """Runs what a document says, with torchdistill's own functions."""
 
 
-def _at(path: Path, node: yaml.Node) -> str:
-    return f"{path}, line {node.start_mark.line + 1}"
+def _run(build: Callable[[Trusted, yaml.Node], Any]) -> Callable[[Trusted, yaml.Node], Any]:
+    def construct(loader: Trusted, node: yaml.Node) -> Any:
+        try:
+            return build(loader, node)
+        except (UserError, yaml.YAMLError):
+            raise
+        except Exception as error:  # whatever the objects that the file names raise
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UserError(f"{loader.at(node)}: {node.tag} failed ({reason})") from None
+
+    return construct
+
+
+def _texts(loader: Reader, node: yaml.Node) -> list[str]:
+    """The items of a list as texts; an object has none that is known before it is built."""
+    if not isinstance(node, yaml.SequenceNode):
+        raise UserError(f"{loader.at(node)}: {node.tag} needs a list of texts")
+    items = loader.construct_sequence(node, deep=True)
+    if any(isinstance(item, Made | list | dict) for item in items):
+        raise UserError(f"{loader.at(node)}: {node.tag} needs a list of texts")
+    return [str(item) for item in items]
+
+
+def _text(change: Callable[[str], str]) -> Callable[[Reader, yaml.Node], str]:
+    def construct(loader: Reader, node: yaml.Node) -> str:
+        if not isinstance(node, yaml.ScalarNode):
+            raise UserError(f"{loader.at(node)}: {node.tag} needs a text")
+        return change(node.value)
+
+    return construct
+
+
+def _joined(loader: Reader, node: yaml.Node) -> str:
+    return "".join(_texts(loader, node))
+
+
+def _path(loader: Reader, node: yaml.Node) -> str:
+    return os.path.expanduser(os.path.join("", *_texts(loader, node)))
+
+
+_EXPONENT = re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+Reader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
+Reader.add_constructor("!join", _joined)
+Reader.add_constructor("!pathjoin", _path)
+Reader.add_constructor("!expanduser", _text(os.path.expanduser))
+Reader.add_constructor("!abspath", _text(os.path.abspath))
+
+for _tag, _build in {
+    MAP: Checked.section,
+    "!import_get": Checked.import_get,
+    "!import_call": Checked.import_call,
+    "!getattr": Checked.getattr,
+    "!access_by_index_or_key": Checked.access,
+    None: Checked.unknown,
+}.items():
+    Checked.add_constructor(_tag, _build)
+
+for _tag, _build in {
+    "!import_get": yaml_util.yaml_import_get,
+    "!import_call": yaml_util.yaml_import_call,
+    "!import_call_method": yaml_util.yaml_import_call_method,
+    "!call_method": yaml_util.yaml_call_method,
+    "!getattr": yaml_util.yaml_getattr,
+    "!setattr": yaml_util.yaml_setattr,
+    "!access_by_index_or_key": yaml_util.yaml_access_by_index_or_key,
+    "tag:yaml.org,2002:python/tuple": lambda loader, node: tuple(
+        loader.construct_sequence(node, deep=True)
+    ),
+}.items():
+    Trusted.add_constructor(_tag, _run(_build))

@@ -35,7 +35,9 @@ def run(options: Options) -> None:
     """
     device = choose_device(options.device)
     with processes.joined(device):
-        recipe = read_recipe(options.config, options.data_path, options.trust_config)
+        recipe = read_recipe(
+            options.config, options.data_path, options.trust_config, options.output
+        )
         processes.check_same([recipe.settings, options.seed])
         precision = Precision.choose(recipe.run.amp, device)
         set_determinism(recipe.run.deterministic)

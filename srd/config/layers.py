@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args
 import yaml
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
+from srd.config.documents import load, read_text
 from srd.errors import UserError, nearest
 
 Amp = Annotated[  # of `srd.device.Precision`; YAML reads a bare `off` as false
@@ -37,18 +38,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: no such file, malformed (with its line), or not a mapping.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"cannot read the configuration {path}: {error.strerror or error}"
-        ) from None
-    except UnicodeDecodeError:
-        raise UserError(f"the configuration {path} is not a text file") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where} is not YAML: {getattr(error, 'problem', error)}") from None
+    content = load(read_text(path), str(path))
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -61,11 +51,7 @@ def setting(text: str) -> dict[str, Any]:
     key, separator, value = text.partition("=")
     if not separator or not key.strip():
         raise UserError(f"--set {text}: expected section.key=value")
-    try:
-        parsed = yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError):  # ValueError: a date that does not exist
-        raise UserError(f"--set {text}: the value is not YAML") from None
-    return nested(key.strip(), parsed)
+    return nested(key.strip(), load(value, f"--set {key}"))
 
 
 def nested(dotted: str, value: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torchvision import transforms
 from resnet.export import preprocessing, which_resnet
 from srd.data.preprocess import Preprocessing
 from srd.errors import UserError
+from srd.files.checkpoint import save_weights
 from tests.export.conftest import Command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,6 +40,19 @@ def resnet_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arguments = [f"--config={folder / 'plain.yaml'}", f"--output={folder}", "--device=cpu"]
     run([*arguments, "--name=plain"])
     return folder / "plain"
+
+
+def test_somebodys_run_whose_settings_unfold_without_end(
+    exporting: Command, predicting: Command, pictures: list[Path], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    weights = torchvision.models.resnet18(num_classes=10).state_dict()
+    save_weights(run / "student.safetensors", weights, {})
+    lines = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
+    (run / "config.yaml").write_text("\n".join(["a0: &a0 [1, 2, 3]", *lines]))
+    for done in (exporting(run, "--output", tmp_path / "out"), predicting(run, pictures[0])):
+        assert done.code == 2 and "config.yaml, line 7: too much" in done.err, done.err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")

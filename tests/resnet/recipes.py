@@ -51,7 +51,7 @@ TEST = "\ntest: {test_data_loader: *val}\nrun: {log_every: 1}\n"
 PAIR = """
 models:
   teacher_model: {{key: resnet34, kwargs: {{num_classes: 10}}, src_ckpt: {teacher}}}
-  student_model: {{key: resnet18, kwargs: {{num_classes: 10}}, dst_ckpt: {folder}/student.pt}}
+  student_model: {{key: resnet18, kwargs: {{num_classes: 10}}, dst_ckpt: {folder}/runs/student.pt}}
 """
 OURS = """
   teacher: {forward_proc: forward_batch_only, forward_hook: {output: [layer4]}, requires_grad: false}

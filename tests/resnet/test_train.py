@@ -135,7 +135,7 @@ def test_ours_leaves_a_plain_student_with_the_accuracy_it_reports(
     result = json.loads((folder / "result.json").read_text())
     assert 100 * found.item() == pytest.approx(result["acc1"])
     assert result["images"] == 500
-    plain_student().load_state_dict(load_state(tmp_path / "student.pt")["model"])
+    plain_student().load_state_dict(load_state(tmp_path / "runs" / "student.pt")["model"])
     assert command(srd_yaml, "-test_only", "-student_only") == 0
 
 
