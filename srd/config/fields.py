@@ -18,11 +18,13 @@ from srd.config.layers import Amp, Layer, build, dotted_keys, moved
 from srd.errors import UserError
 from srd.method.losses import LOSSES, LossSettings
 from srd.method.simple_recipe import SimpleRecipeSettings
-from srd.strict import STRICT, Below1, Count, Fraction, Index, NonNegative, Positive
+from srd.strict import (
+    STRICT, Below1, Count, Fraction, Index, NonNegative, PathText, Positive, RunName, Seed,
+)  # fmt: skip
 
 Channels = tuple[float, float, float]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
-ImageSize = Annotated[int, Field(ge=8)]  # what else a model asks for, it says itself
+ImageSize = Annotated[int, Field(ge=8, le=8192)]  # what else a model asks for, it says itself
 
 IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
 IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
@@ -40,7 +42,7 @@ class Model:
 @dataclass(config=STRICT)
 class Data:
     dataset: str = "imagefolder"  # or digits, datasets (Hugging Face's), or a registered source
-    path: str | None = None  # the folder with train/ and val/; of datasets also a Hub name
+    path: PathText | None = None  # the folder with train/ and val/; of datasets also a Hub name
     val_fraction: OpenFraction | None = None  # held out where there is no val/; None: a tenth
     image_column: str | None = None  # of datasets, where its types do not tell
     label_column: str | None = None
@@ -49,7 +51,7 @@ class Data:
     mean: Channels = IMAGENET_MEAN
     std: tuple[Positive, Positive, Positive] = IMAGENET_STD
     skip_broken: bool = False  # replace files that cannot be read instead of stopping
-    eval_crop: Annotated[float, Field(gt=0, le=1)] = 0.875  # resize to image_size / eval_crop
+    eval_crop: Annotated[float, Field(ge=0.1, le=1)] = 0.875  # resize to image_size / eval_crop
     eval_interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
     eval_batch_size: Count = 256
 
@@ -66,7 +68,7 @@ class Augment:
     color_jitter: NonNegative = 0.4  # used only without rand_augment, as in timm
     erase: Fraction = 0.25
     erase_mode: Literal["const", "rand", "pixel"] = "pixel"
-    erase_count: Count = 1
+    erase_count: Annotated[int, Field(ge=1, le=1000)] = 1
     mixup: NonNegative = 0.8
     cutmix: NonNegative = 1.0
     mix_probability: Fraction = 1.0
@@ -104,8 +106,8 @@ class Teacher:
     """A timm model. Without `checkpoint`: the paper's file in ckpts/, else timm's Hub weights."""
 
     name: str = "regnety_160.deit_in1k"
-    checkpoint: str | None = None
-    recipe: str | None = None  # without `checkpoint`: a YAML file that trains it first, once
+    checkpoint: PathText | None = None
+    recipe: PathText | None = None  # without `checkpoint`: a YAML file that trains it first, once
     mean: Channels | None = None  # of the images it expects; None: as its run or timm says
     std: tuple[Positive, Positive, Positive] | None = None
     evaluate: bool = False  # measure it on the validation images before training
@@ -154,16 +156,14 @@ class Train(Plan):
 
 @dataclass(config=STRICT)
 class Config:
-    seed: Index = 0
-    output: str = "runs"
-    name: Annotated[str, Field(min_length=1)] | None = (
-        None  # of the run's folder; None: the model's
-    )
+    seed: Seed = 0
+    output: PathText = "runs"
+    name: RunName | None = None  # of the run's folder; None: the model's
     device: Literal["auto", "cpu", "cuda"] = "auto"
     amp: Amp = "auto"
     compile: bool = False
     deterministic: bool = False  # the same bits on a GPU too, at a cost in speed
-    resume: str = "auto"
+    resume: PathText = "auto"
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)
@@ -279,14 +279,19 @@ def check(config: Config) -> None:
             f"train.batch_size {config.train.batch_size} is odd: mixup and cutmix pair the images "
             f"of a batch; use {config.train.batch_size + 1}, or set augment.mixup and augment.cutmix to 0"
         )
-    if config.train.batch_size < 2:
-        raise UserError("train.batch_size 1 has no batch statistics: use at least 2")
+    check_batch_size("train.batch_size", config.train.batch_size)
     for key in ("crop_scale", "crop_ratio"):
         low, high = getattr(config.augment, key)
         if low > high:
             raise UserError(f"augment.{key} ({low}, {high}): the first must not exceed the second")
     check_schedule(config.optim)
     check_weights(config.distill)
+
+
+def check_batch_size(name: str, size: int) -> None:
+    """Raise a UserError for a batch too small for statistics of it; `name` is the setting's."""
+    if size < 2:
+        raise UserError(f"{name} {size} has no batch statistics: use at least 2")
 
 
 def check_schedule(optim: Optim) -> None:

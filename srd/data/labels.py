@@ -18,9 +18,10 @@ def _imagenet() -> Any:
 
 
 def class_names(num_classes: int, recorded: Sequence[str] | None) -> tuple[str, ...] | None:
-    """The names that a run recorded; else ImageNet's synsets for 1,000 classes; else None."""
-    if recorded is not None and len(recorded) == num_classes:
-        return tuple(recorded)
+    """The names that a run recorded, where it is one for each; without a record, ImageNet's synsets for
+    1,000 classes; else None."""
+    if recorded is not None:
+        return tuple(recorded) if len(recorded) == num_classes else None
     return tuple(_imagenet().label_names()) if num_classes == IMAGENET_CLASSES else None
 
 

@@ -21,6 +21,7 @@ from srd.files.checkpoint import load_file, save_state
 from srd.run.folder import RunFolder
 from srd.run.provenance import provenance
 from srd.run.resume import Opened, load_resume, open_run
+from srd.run.state import Misfit
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = {"seed": 0, "name": "a", "optim": {"lr": 0.1}, "train": {"epochs": 3}}
@@ -28,7 +29,7 @@ NOT_RECIPE = ("name",)
 
 
 def state_of(recipe: dict[str, Any] = RECIPE, **more: Any) -> dict[str, Any]:
-    return {"config": recipe, "position": {"epoch": 1, "updates": 7}, **more}
+    return {"config": recipe, "position": {"epoch": 1, "step": 2, "updates": 7}, **more}
 
 
 def folder_with(tmp_path: Path, *names: str) -> RunFolder:
@@ -319,8 +320,10 @@ def test_another_identity_is_another_recipe(tmp_path: Path) -> None:
                                      {"config": "text", "position": {}}], ids=str)  # fmt: skip
 def test_a_file_that_is_no_runs_checkpoint(tmp_path: Path, content: dict[str, Any]) -> None:
     save_state(tmp_path / "a.pth", content)
-    with pytest.raises(UserError, match="cannot be resumed"):
+    with pytest.raises(Misfit):
         load_resume(tmp_path / "a.pth", RECIPE, not_recipe=())
+    with pytest.raises(UserError, match=r"a\.pth cannot be resumed: "):
+        reopen(RunFolder(tmp_path, "a"), str(tmp_path / "a.pth"))
 
 
 def test_results_are_read_back(tmp_path: Path) -> None:
