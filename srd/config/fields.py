@@ -19,7 +19,16 @@ from srd.errors import UserError
 from srd.method.losses import LOSSES, LossSettings
 from srd.method.simple_recipe import SimpleRecipeSettings
 from srd.strict import (
-    STRICT, Below1, Count, Fraction, Index, NonNegative, PathText, Positive, RunName, Seed,
+    STRICT,
+    Below1,
+    Count,
+    Fraction,
+    Index,
+    NonNegative,
+    PathText,
+    Positive,
+    RunName,
+    Seed,
 )  # fmt: skip
 
 Channels = tuple[float, float, float]

@@ -227,8 +227,10 @@ def dotted_keys(cls: Any, values: Any = None, prefix: str = "") -> Iterator[str]
 def _section(cls: Any, field: dataclasses.Field[Any], values: Any) -> Any:
     """The class of a section, of the kind that `values` name; None for a leaf."""
     name = values.get("name") if isinstance(values, Mapping) else values
-    for kind in get_args(cls.__pydantic_fields__[field.name].annotation):
-        if dataclasses.is_dataclass(kind) and name == getattr(kind, "name", None):
+    annotation = cls.__pydantic_fields__[field.name].annotation
+    kinds = [kind for kind in (annotation, *get_args(annotation)) if dataclasses.is_dataclass(kind)]
+    for kind in kinds:
+        if len(kinds) == 1 or name == getattr(kind, "name", None):
             return kind
     factory = field.default_factory
     return factory if isinstance(factory, type) and dataclasses.is_dataclass(factory) else None
