@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 import yaml
 
 from srd.distributed.signals import StopSignals
-from srd.errors import UserError
+from srd.errors import RunFailed, UserError
 from srd.files.checkpoint import load_file, save_state
 from srd.run.folder import RunFolder
 from srd.run.provenance import provenance
@@ -395,3 +396,61 @@ def test_settings_of_an_earlier_version_are_read_as_todays(tmp_path: Path) -> No
         open_again(folder, settings=changed, identity=identity, upgrade=upgrade)
     with pytest.raises(UserError, match=r"optim\.rate"):
         open_again(folder, identity=identity)
+
+
+@pytest.mark.parametrize("what", ["moved", "deleted", "replaced"])
+def test_nothing_is_written_where_the_folder_is_another_one(tmp_path: Path, what: str) -> None:
+    folder = folder_with(tmp_path, "last.pth")
+    folder.path.rename(tmp_path / "elsewhere")
+    if what == "deleted":
+        shutil.rmtree(tmp_path / "elsewhere")
+    if what == "replaced":
+        folder.path.mkdir()
+    for write in (
+        lambda: folder.save(folder.last, state_of()),
+        lambda: folder.keep_last(2),
+        lambda: folder.write_result({}),
+    ):
+        with pytest.raises(RunFailed, match="moved or deleted"):
+            write()
+    assert not folder.path.exists() or not os.listdir(folder.path)
+
+
+BAD_NAMES = [
+    "",
+    ".",
+    "..",
+    "../a",
+    "a/../b",
+    "/a",
+    "a//b",
+    "a/",
+    "a\0b",
+    "a\nb",
+    "x" * 201,
+    "a/./b",
+]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES, ids=repr)
+def test_a_name_leads_to_a_folder_below_the_output(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="--name should"):
+        RunFolder(tmp_path, name)
+
+
+@pytest.mark.parametrize("name", ["a", "study/a", "größe", "a b", "..a", "a.1", "x" * 200])
+def test_other_names_are_free(tmp_path: Path, name: str) -> None:
+    folder = RunFolder(tmp_path, name)
+    folder.prepare()
+    assert folder.path.is_relative_to(tmp_path) and folder.checkpoints.is_dir()
+
+
+def test_an_output_that_is_too_long(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot write the output folder .*too long"):
+        reopen(RunFolder(tmp_path / ("x" * 300), "a"))
+
+
+def test_a_number_to_keep_that_no_disk_holds(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, "last.pth")
+    folder.keep_last(2**31 - 1)
+    assert sorted(os.listdir(folder.checkpoints)) == ["last.1.pth", "last.pth"]
