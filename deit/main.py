@@ -45,7 +45,8 @@ def make_parser() -> Parser:
 
 def configure(flags: argparse.Namespace) -> Any:
     """Defaults, then the YAML file, then flags, then --set."""
-    from srd.config.fields import check, default_name, read_config
+    from srd.config.checks import check
+    from srd.config.fields import default_name, read_config
     from srd.config.layers import Layer, nested, read_yaml, setting
     from srd.files.locate import recipe_file
 

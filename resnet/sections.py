@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic.dataclasses import dataclass
 
-from srd.config.fields import check_batch_size
+from srd.config.checks import check_batch_size
 from srd.config.layers import Layer, build
 from srd.errors import UserError
 from srd.strict import STRICT, Count, Index, PathText, Positive

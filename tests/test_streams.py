@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -15,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from srd.data.guard import check_descriptors
 from srd.errors import RunFailed, UserError, exit_code, explained
 from srd.streams import Lasting, lasting
 
@@ -88,20 +86,6 @@ def test_what_the_system_refuses_is_one_line(capsys: pytest.CaptureFixture[str])
     first, second = capsys.readouterr().err.splitlines()
     assert "Too many open files" in first and "ulimit -n" in first and "/a" in first
     assert second == "failed: there is not enough memory"
-
-
-def test_loader_processes_need_open_files() -> None:
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (70, limits[1]))
-        check_descriptors(0)
-        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 70
-        check_descriptors(2)  # it may allow itself more
-        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 80
-        with pytest.raises(UserError, match="ulimit -n"):
-            check_descriptors(limits[1])
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_too_few_open_files_are_one_line(tmp_path: Path) -> None:

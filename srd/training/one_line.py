@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from srd.config.fields import check, default_name, read_config
+from srd.config.checks import check
+from srd.config.fields import default_name, read_config
 from srd.config.flags import FLAGS
 from srd.config.layers import Layer, nested, read_yaml
 from srd.errors import UserError, nearest

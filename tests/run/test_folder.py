@@ -446,7 +446,7 @@ def test_other_names_are_free(tmp_path: Path, name: str) -> None:
 
 
 def test_an_output_that_is_too_long(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot write the output folder .*too long"):
+    with pytest.raises(UserError, match=r"cannot write the output folder .*too long"):
         reopen(RunFolder(tmp_path / ("x" * 300), "a"))
 
 
