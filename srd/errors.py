@@ -65,31 +65,27 @@ def exit_code(run: Callable[[], object]) -> int:
     What is printed may get lost (a closed pipe, a terminal that is gone): nothing ends for it.
     """
     with lasting():
-        return _exit_code(run)
-
-
-def _exit_code(run: Callable[[], object]) -> int:
-    try:
-        run()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER
-    except RunFailed as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return EXIT_FAILED
-    except Stopped as stop:
-        print(f"stopped: {stop}", file=sys.stderr)
-        return stop.code
-    except OSError as error:
-        print(f"failed: {_of_the_system(error)}", file=sys.stderr)
-        return EXIT_FAILED
-    except MemoryError:
-        print("failed: there is not enough memory", file=sys.stderr)
-        return EXIT_FAILED
-    except KeyboardInterrupt:
-        print("interrupted before there was anything to save", file=sys.stderr)
-        return EXIT_SIGINT
-    return EXIT_DONE
+        try:
+            run()
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return EXIT_USER
+        except RunFailed as error:
+            print(f"failed: {error}", file=sys.stderr)
+            return EXIT_FAILED
+        except Stopped as stop:
+            print(f"stopped: {stop}", file=sys.stderr)
+            return stop.code
+        except OSError as error:
+            print(f"failed: {_of_the_system(error)}", file=sys.stderr)
+            return EXIT_FAILED
+        except MemoryError:
+            print("failed: there is not enough memory", file=sys.stderr)
+            return EXIT_FAILED
+        except KeyboardInterrupt:
+            print("interrupted before there was anything to save", file=sys.stderr)
+            return EXIT_SIGINT
+        return EXIT_DONE
 
 
 def _of_the_system(error: OSError) -> str:
