@@ -46,8 +46,6 @@ def make_box(recipe: Recipe, models: Models, device: torch.device, lr_factor: in
             the box refuses.
     """
     train = deepcopy(recipe.config["train"])  # torchdistill multiplies learning rates in place
-    if "stage1" in train:
-        raise UserError("train: several stages are not supported yet; run them one after the other")
     for role, model in (("teacher", models.teacher), ("student", models.student)):
         section = train.get(role) or (train.get("model") if role == "student" else None) or {}
         _check_paths(section, model, role)
@@ -66,7 +64,9 @@ def make_box(recipe: Recipe, models: Models, device: torch.device, lr_factor: in
             box: Any = get_training_box(models.student, *arguments)
         else:
             box = get_distillation_box(models.teacher, models.student, *arguments)
-    except (ValueError, TypeError, KeyError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # torchdistill's, torch's, a data loader's: no common class
         raise UserError(_explain(error)) from None
     if box.optimizer is None:
         raise UserError("train: needs an optimizer")
@@ -85,7 +85,7 @@ def _explain(error: Exception) -> str:
         return f"train: {message}{hint}"
     if isinstance(error, KeyError):
         return f"train: a setting is missing: {message}"
-    return f"train: {message}"
+    return f"train: {message[:300] or type(error).__name__}"
 
 
 def _check_paths(section: dict[str, Any], model: nn.Module | None, role: str) -> None:

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 
 from resnet.inputs import SeededItems, as_batch
 from resnet.models import Models, student_section
-from resnet.recipe import Options, Recipe
+from resnet.options import Options
+from resnet.recipe import Recipe
 from srd.data.batches import EvalBatches
 from srd.data.loader import Batch, BrokenFiles, make_loader
 from srd.device import Precision
@@ -28,7 +29,7 @@ from srd.run.log import RunLog
 def test_only(recipe: Recipe, options: Options, models: Models, precision: Precision) -> None:
     """Test the run's best student, else the file that the recipe names, else the model as built."""
     name, section = models.student_name, student_section(recipe)
-    folder = RunFolder(options.output, options.name or Path(options.config).stem)
+    folder = RunFolder(options.output, options.run_name)
     released = [entry.file for entry in RELEASED if entry.file.startswith(f"{name}/")]
     places = [
         folder.student,
@@ -66,16 +67,7 @@ def test(
     recipe: Recipe, options: Options, models: Models, precision: Precision, log: RunLog
 ) -> Accuracy:
     """Measure the student, and the teacher unless only the student was asked for, on the test set."""
-    section = recipe.config["test"]["test_data_loader"]
-    dataset = recipe.config["datasets"].get(section["dataset_id"])
-    if dataset is None:
-        known = ", ".join(recipe.config["datasets"])
-        raise UserError(f"test: no data set {section['dataset_id']!r}; there are {known}")
-    settings = section.get("kwargs", {})
-    loader = DataLoader(
-        dataset, settings.get("batch_size", 256), num_workers=settings.get("num_workers", 0)
-    )
-    batches = eval_loader(loader, precision, options.seed)
+    batches = eval_loader(test_loader(recipe), precision, options.seed)
     if models.teacher is not None and not options.student_only:
         accuracy = measure_model(models.teacher, batches, precision, log, "testing the teacher")
         log.info(f"teacher {models.teacher_name}  {accuracy}")
@@ -85,10 +77,19 @@ def test(
     return accuracy
 
 
+def test_loader(recipe: Recipe) -> Any:
+    """The test data in torchdistill's form."""
+    section = recipe.config["test"]["test_data_loader"]
+    settings = section["kwargs"]
+    return DataLoader(
+        recipe.config["datasets"][section["dataset_id"]],
+        int(settings["batch_size"]),
+        num_workers=int(settings.get("num_workers", 0)),
+    )
+
+
 def eval_loader(theirs: Any, precision: Precision, seed: int) -> DataLoader[Batch]:
     """The data of a torchdistill loader in order, each image once over all processes."""
-    if theirs is None:
-        raise UserError("train.val_data_loader: no such dataset_id under datasets")
     items = theirs.dataset
     batches = EvalBatches(len(items), theirs.batch_size, processes.rank(), processes.world_size())
     pin = precision.device.type == "cuda"
@@ -111,7 +112,7 @@ def measure_model(
             images=len(batches.dataset),  # type: ignore[arg-type]
             precision=precision,
             log=log,
-            broken=BrokenFiles(skip=False),
+            broken=BrokenFiles(skip=False, mend="replace the file"),
             label=label,
             stop=stop,
         )

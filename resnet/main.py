@@ -9,7 +9,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from resnet.options import Options
 from srd.cli import Parser, parse_strictly
+from srd.config.layers import Layer, build
 from srd.errors import UserError, exit_code
 from srd.files.locate import recipe_file
 from srd.installed import need_extra
@@ -25,7 +27,7 @@ def make_parser() -> Parser:
     add = parser.add_argument
     add("--config", required=True, metavar="FILE", help="torchdistill YAML file")
     add("--device", default="auto", help="auto, cpu or cuda")
-    add("--seed", type=int, default=0, help="of everything random")
+    add("--seed", default=0, help="of everything random")
     add(
         "--log",
         "--run_log",
@@ -58,12 +60,14 @@ def run(arguments: Sequence[str]) -> None:
     flags.config = str(recipe_file(flags.config))
     if flags.start_epoch:
         raise UserError("--start_epoch: a run goes on by itself where it was; see --resume")
+    given = {name: value for name, value in vars(flags).items() if value is not None}
+    names = Options.__dataclass_fields__
+    layer = Layer("the command line", {name: given[name] for name in names if name in given})
+    options = build(Options, [layer])
     need_extra("resnet", "torchdistill", what="torchdistill's YAML files")
-    from resnet.recipe import Options
     from resnet.train import run
 
-    names = Options.__dataclass_fields__
-    run(Options(**{name: value for name, value in vars(flags).items() if name in names}))
+    run(options)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from torchdistill.models.registry import MODEL_DICT, get_model
 from torchvision import models as torchvision_models
 
 from resnet.recipe import Recipe
-from srd.errors import UserError, nearest
+from srd.errors import UserError, explained, nearest
 from srd.files.weights import load_into
 
 
@@ -33,22 +33,31 @@ def student_section(recipe: Recipe) -> dict[str, Any]:
     return section
 
 
-def load_models(recipe: Recipe, device: torch.device) -> Models:
-    """Build teacher and student, and load the weights that the recipe names, as data."""
-    import_dependencies(recipe.config.get("dependencies"))
+def load_models(recipe: Recipe, device: torch.device, *, testing: bool = False) -> Models:
+    """Build teacher and student, and load the weights that the recipe names, as data.
+
+    Args:
+        testing: the student's weights are looked for elsewhere, too.
+
+    Raises:
+        UserError: no such network, arguments that it does not take, weights that are not there or
+            do not fit.
+    """
+    with explained("dependencies"):
+        import_dependencies(recipe.config.get("dependencies"))
     student = student_section(recipe)
     teacher = recipe.config["models"].get("teacher_model")
     if student is None:
         raise UserError("models: needs a student_model (or a model, for plain training)")
     return Models(
-        _load_model(student, "student").to(device),
+        _load_model(student, "student", may_lack=testing).to(device),
         student["key"],
         _load_model(teacher, "teacher").to(device) if teacher else None,
         teacher["key"] if teacher else None,
     )
 
 
-def _load_model(section: dict[str, Any], role: str) -> nn.Module:
+def _load_model(section: dict[str, Any], role: str, *, may_lack: bool = False) -> nn.Module:
     key = section.get("key")
     known = [name for name, value in vars(torchvision_models).items() if callable(value)]
     known = [
@@ -56,13 +65,19 @@ def _load_model(section: dict[str, Any], role: str) -> nn.Module:
     ]
     if not isinstance(key, str) or (key not in known and key not in MODEL_DICT):
         raise UserError(f"unknown {role} model {key!r}{nearest(str(key), [*known, *MODEL_DICT])}")
-    section = {"kwargs": {}, **section}
-    model = get_image_classification_model(section) or get_model(key, None, **section["kwargs"])
+    section = {**section, "kwargs": section.get("kwargs") or {}}
+    with explained(f"the {role} {key} cannot be built with {section['kwargs']}"):
+        model = get_image_classification_model(section) or get_model(key, None, **section["kwargs"])
+    if not isinstance(model, nn.Module):
+        raise UserError(f"the {role} {key} is no network, but a {type(model).__name__}")
     file = section.get("src_ckpt")
-    if file and Path(file).expanduser().is_file():
+    # A student's may be where its run puts it, and not be there yet.
+    if file and (
+        Path(file).expanduser().is_file() or not (may_lack or file == section.get("dst_ckpt"))
+    ):
+        if not Path(file).expanduser().is_file():
+            raise UserError(
+                f"no weights for the {role} {key} at {file} (its src_ckpt under models)"
+            )
         load_into(model, Path(file).expanduser(), f"the {role} {key}")
-    elif file and role == "teacher":
-        raise UserError(
-            f"no weights for the teacher {key} at {file} (models.teacher_model.src_ckpt)"
-        )
     return model

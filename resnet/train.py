@@ -9,12 +9,16 @@ from typing import Any
 import torch
 
 from resnet import box as boxes
-from resnet.evaluation import eval_loader, measure_model, test, test_only
-from resnet.inputs import TrainInput, train_input
+from resnet.evaluation import eval_loader, measure_model, test, test_loader, test_only
+from resnet.inputs import TrainInput, split_items, train_input
 from resnet.models import Models, load_models, student_section
-from resnet.recipe import NOT_RECIPE, Options, Recipe, read_recipe
-from resnet.trainer import BoxSchedule, BoxTask, to_device
+from resnet.options import Options
+from resnet.recipe import NOT_RECIPE, Recipe, read_recipe
+from resnet.rehearsal import check_datasets, rehearse
+from resnet.sections import check_sections
+from resnet.trainer import BoxSchedule, BoxTask, Items, to_device
 from srd.config.fields import Plan, Saving
+from srd.data.guard import check_targets
 from srd.data.views import INIT, seeded
 from srd.device import Precision, choose_device, set_determinism
 from srd.distributed import batch_norm, processes
@@ -38,18 +42,22 @@ def run(options: Options) -> None:
         recipe = read_recipe(
             options.config, options.data_path, options.trust_config, options.output
         )
+        sections = check_sections(recipe.config, options.config)
         processes.check_same([recipe.settings, options.seed])
         precision = Precision.choose(recipe.run.amp, device)
         set_determinism(recipe.run.deterministic)
         with seeded(INIT, options.seed):
-            models = load_models(recipe, device)
+            models = load_models(recipe, device, testing=options.test_only)
             prepare(models, recipe, precision)
             if options.test_only:
+                check_datasets(
+                    models.student, models.student_name, precision, test=test_loader(recipe).dataset
+                )
                 test_only(recipe, options, models, precision)
                 return
             factor = processes.world_size() if options.adjust_lr else 1
             box = boxes.make_box(recipe, models, device, factor)
-        train(recipe, options, models, box, precision)
+        train(recipe, options, models, box, precision, sections.train.num_epochs)
 
 
 def prepare(models: Models, recipe: Recipe, precision: Precision) -> None:
@@ -63,12 +71,28 @@ def prepare(models: Models, recipe: Recipe, precision: Precision) -> None:
                 model.to(memory_format=torch.channels_last)
 
 
-def train(recipe: Recipe, options: Options, models: Models, box: Any, precision: Precision) -> None:
+def train(
+    recipe: Recipe,
+    options: Options,
+    models: Models,
+    box: Any,
+    precision: Precision,
+    epochs: int,
+) -> None:
     """Train the box's student, test the best one, and leave a run's folder."""
     boxes.trained_network(box).to(precision.dtype)
     if not recipe.run.global_statistics:
         boxes.use_local_statistics(box)
     inputs = train_input(box, recipe, options.seed, precision.device.type == "cuda")
+    classes = check_datasets(
+        models.student,
+        models.student_name,
+        precision,
+        train=box.train_data_loader.dataset,
+        val=box.val_data_loader.dataset,
+        test=test_loader(recipe).dataset,
+    )
+    rehearse(box, models, inputs, precision, channels_last=recipe.run.channels_last)
     identity = Identity(
         model=models.student_name,
         teacher=models.teacher_name,
@@ -77,9 +101,9 @@ def train(recipe: Recipe, options: Options, models: Models, box: Any, precision:
         seed=options.seed,
         lr_factor=box.lr_factor,
     )
-    plan = Plan(epochs=box.num_epochs, batch_size=inputs.batches.batch_size, **saving(recipe))
+    plan = Plan(epochs=epochs, batch_size=inputs.batches.batch_size, **saving(recipe))
     with open_session(
-        RunFolder(options.output, options.name or Path(options.config).stem),
+        RunFolder(options.output, options.run_name),
         identity,
         settings=recipe.settings,
         not_recipe=NOT_RECIPE,
@@ -90,7 +114,7 @@ def train(recipe: Recipe, options: Options, models: Models, box: Any, precision:
         if session is None:
             return
         announce(session, recipe, options, models, inputs, precision)
-        loop = make_loop(session, plan, recipe, options, models, box, inputs, precision)
+        loop = make_loop(session, plan, recipe, options, models, box, inputs, precision, classes)
         session.start(loop)
         loop.fit()
         processes.barrier()  # the main process may still be writing the best student
@@ -134,9 +158,16 @@ def make_loop(
     box: Any,
     inputs: TrainInput,
     precision: Precision,
+    classes: int,
 ) -> Loop:
     """The loop with everything that it needs."""
     task = BoxTask(box, models, precision)
+
+    def ready(items: Any, _: int) -> Items:
+        batch = split_items(items)
+        check_targets(batch[1], classes)
+        return to_device(batch, precision, channels_last=recipe.run.channels_last)
+
     val = eval_loader(box.val_data_loader, precision, options.seed)
 
     def evaluate(stop: Any) -> Accuracy:
@@ -155,9 +186,7 @@ def make_loop(
         data=TrainData(
             loader=inputs.loader,
             batches=inputs.batches,
-            prepare=lambda items, _: to_device(
-                items, precision, channels_last=recipe.run.channels_last
-            ),
+            prepare=ready,
         ),
         evaluate=evaluate,
         precision=precision,

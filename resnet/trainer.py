@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from resnet import box as boxes
-from resnet.inputs import split_items
 from resnet.models import Models
 from srd.device import Precision
 from srd.distributed import reduce
@@ -72,9 +71,9 @@ class BoxSchedule:
         self.schedule.load_state_dict(state_dict)
 
 
-def to_device(items: Any, precision: Precision, *, channels_last: bool) -> Items:
-    """A training batch in torchdistill's form on the device."""
-    images, targets, more = split_items(items)
+def to_device(batch: Items, precision: Precision, *, channels_last: bool) -> Items:
+    """A training batch on the device."""
+    images, targets, more = batch
     images = images.to(precision.device, precision.dtype, non_blocking=True)
     if channels_last:
         images = images.contiguous(memory_format=torch.channels_last)

@@ -7,10 +7,13 @@ is the one place that turns an exception into a message and a number.
 from __future__ import annotations
 
 import difflib
+import errno
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from srd.printable import printable_lines
+from srd.streams import lasting
 
 EXIT_DONE, EXIT_FAILED, EXIT_USER = 0, 1, 2
 EXIT_SIGINT, EXIT_SIGTERM = 130, 143  # 128 + the signal's number
@@ -32,6 +35,25 @@ class Stopped(Exception):
         self.code = code
 
 
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Code that the user's settings chose, and values that they gave it: what it raises is a UserError.
+
+    Args:
+        what: was tried, for the message.
+    """
+    try:
+        yield
+    except (UserError, RunFailed, Stopped):
+        raise
+    except Exception as error:  # anything, since anybody's code may run here
+        if type(error).__name__ == "OutOfMemoryError":  # torch's
+            raise RunFailed(f"{what}: there is not enough memory on the GPU") from None
+        reason = " ".join(str(error).split())[:300]
+        kind = type(error).__name__
+        raise UserError(f"{what}: {kind}: {reason}" if reason else f"{what}: {kind}") from None
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`" (did you mean 'x'?)"` for the known name nearest to `name`, or `""`."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
@@ -41,20 +63,36 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def exit_code(run: Callable[[], object]) -> int:
     """Call `run` and return the exit code of the contract; expected errors print one message.
 
-    Messages may quote names that others chose: they are escaped here, line by line.
+    Messages may quote names that others chose: they are escaped here, line by line. What is printed
+    may get lost (a closed pipe, a terminal that is gone): nothing ends for it.
     """
-    try:
-        run()
-    except UserError as error:
-        print(f"error: {printable_lines(str(error))}", file=sys.stderr)
-        return EXIT_USER
-    except RunFailed as error:
-        print(f"failed: {printable_lines(str(error))}", file=sys.stderr)
-        return EXIT_FAILED
-    except Stopped as stop:
-        print(f"stopped: {stop}", file=sys.stderr)
-        return stop.code
-    except KeyboardInterrupt:
-        print("interrupted before there was anything to save", file=sys.stderr)
-        return EXIT_SIGINT
-    return EXIT_DONE
+    with lasting():
+        try:
+            run()
+        except UserError as error:
+            print(f"error: {printable_lines(str(error))}", file=sys.stderr)
+            return EXIT_USER
+        except RunFailed as error:
+            print(f"failed: {printable_lines(str(error))}", file=sys.stderr)
+            return EXIT_FAILED
+        except Stopped as stop:
+            print(f"stopped: {stop}", file=sys.stderr)
+            return stop.code
+        except OSError as error:
+            print(f"failed: {printable_lines(_of_the_system(error))}", file=sys.stderr)
+            return EXIT_FAILED
+        except MemoryError:
+            print("failed: there is not enough memory", file=sys.stderr)
+            return EXIT_FAILED
+        except KeyboardInterrupt:
+            print("interrupted before there was anything to save", file=sys.stderr)
+            return EXIT_SIGINT
+        return EXIT_DONE
+
+
+def _of_the_system(error: OSError) -> str:
+    """What the system refused, and for which file."""
+    reason = " ".join(str(error.strerror or error).split())
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        reason += "; allow more with `ulimit -n`, or use fewer loader processes"
+    return f"{reason} ({error.filename})" if error.filename else reason

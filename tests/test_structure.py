@@ -15,7 +15,8 @@ PACKAGES = {"srd": set(), "deit": {"srd"}, "resnet": {"srd"}}
 ROOMS = {
     "strict": set(),
     "printable": set(),
-    "errors": {"printable"},
+    "streams": set(),
+    "errors": {"printable", "streams"},
     "cli": {"errors"},
     "device": {"errors"},
     "distributed": {"errors"},
@@ -25,7 +26,7 @@ ROOMS = {
     "files": {"errors", "printable"},
     "data": {"config", "device", "distributed", "errors", "files", "installed", "strict"},
     "models": {"config", "device", "distributed", "errors", "files", "installed"},
-    "run": {"config", "distributed", "errors", "files"},
+    "run": {"config", "distributed", "errors", "files", "strict"},
     "evaluation": {"config", "data", "device", "distributed", "errors", "files", "models", "run"},
     "export": {"config", "data", "errors", "files", "installed", "models", "printable", "run"},
     "training": {

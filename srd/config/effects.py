@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from srd.config.fields import Config, check, default_name, read_config
+from srd.config.checks import check
+from srd.config.fields import Config, default_name, read_config
 from srd.config.layers import Layer, flatten
 from srd.errors import UserError
 

@@ -15,14 +15,24 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from srd.config.layers import Amp, Layer, build, dotted_keys, moved
-from srd.errors import UserError
-from srd.method.losses import LOSSES, LossSettings
+from srd.method.losses import LossSettings
 from srd.method.simple_recipe import SimpleRecipeSettings
-from srd.strict import STRICT, Below1, Count, Fraction, Index, NonNegative, Positive
+from srd.strict import (
+    STRICT,
+    Below1,
+    Count,
+    Fraction,
+    Index,
+    NonNegative,
+    PathText,
+    Positive,
+    RunName,
+    Seed,
+)  # fmt: skip
 
 Channels = tuple[float, float, float]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
-ImageSize = Annotated[int, Field(ge=8)]  # what else a model asks for, it says itself
+ImageSize = Annotated[int, Field(ge=8, le=8192)]  # what else a model asks for, it says itself
 
 IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
 IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
@@ -40,7 +50,7 @@ class Model:
 @dataclass(config=STRICT)
 class Data:
     dataset: str = "imagefolder"  # or digits, datasets (Hugging Face's), or a registered source
-    path: str | None = None  # the folder with train/ and val/; of datasets also a Hub name
+    path: PathText | None = None  # the folder with train/ and val/; of datasets also a Hub name
     val_fraction: OpenFraction | None = None  # held out where there is no val/; None: a tenth
     image_column: str | None = None  # of datasets, where its types do not tell
     label_column: str | None = None
@@ -49,7 +59,7 @@ class Data:
     mean: Channels = IMAGENET_MEAN
     std: tuple[Positive, Positive, Positive] = IMAGENET_STD
     skip_broken: bool = False  # replace files that cannot be read instead of stopping
-    eval_crop: Annotated[float, Field(gt=0, le=1)] = 0.875  # resize to image_size / eval_crop
+    eval_crop: Annotated[float, Field(ge=0.1, le=1)] = 0.875  # resize to image_size / eval_crop
     eval_interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
     eval_batch_size: Count = 256
 
@@ -66,7 +76,7 @@ class Augment:
     color_jitter: NonNegative = 0.4  # used only without rand_augment, as in timm
     erase: Fraction = 0.25
     erase_mode: Literal["const", "rand", "pixel"] = "pixel"
-    erase_count: Count = 1
+    erase_count: Annotated[int, Field(ge=1, le=1000)] = 1
     mixup: NonNegative = 0.8
     cutmix: NonNegative = 1.0
     mix_probability: Fraction = 1.0
@@ -104,8 +114,8 @@ class Teacher:
     """A timm model. Without `checkpoint`: the paper's file in ckpts/, else timm's Hub weights."""
 
     name: str = "regnety_160.deit_in1k"
-    checkpoint: str | None = None
-    recipe: str | None = None  # without `checkpoint`: a YAML file that trains it first, once
+    checkpoint: PathText | None = None
+    recipe: PathText | None = None  # without `checkpoint`: a YAML file that trains it first, once
     mean: Channels | None = None  # of the images it expects; None: as its run or timm says
     std: tuple[Positive, Positive, Positive] | None = None
     evaluate: bool = False  # measure it on the validation images before training
@@ -154,16 +164,14 @@ class Train(Plan):
 
 @dataclass(config=STRICT)
 class Config:
-    seed: Index = 0
-    output: str = "runs"
-    name: Annotated[str, Field(min_length=1)] | None = (
-        None  # of the run's folder; None: the model's
-    )
+    seed: Seed = 0
+    output: PathText = "runs"
+    name: RunName | None = None  # of the run's folder; None: the model's
     device: Literal["auto", "cpu", "cuda"] = "auto"
     amp: Amp = "auto"
     compile: bool = False
     deterministic: bool = False  # the same bits on a GPU too, at a cost in speed
-    resume: str = "auto"
+    resume: PathText = "auto"
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)
@@ -269,52 +277,3 @@ def default_name(config: Config, trained: Literal["student", "teacher"]) -> str:
 def full_name(model: str) -> str:
     """What to call a student: the paper's sizes are DeiTs, other names are timm's."""
     return f"deit_{model}" if model in ("tiny", "small", "base") else model
-
-
-def check(config: Config) -> None:
-    """Raise a UserError for values that do not go together, or have no effect."""
-    mixing = config.augment.mixup > 0 or config.augment.cutmix > 0
-    if mixing and config.train.batch_size % 2:
-        raise UserError(
-            f"train.batch_size {config.train.batch_size} is odd: mixup and cutmix pair the images "
-            f"of a batch; use {config.train.batch_size + 1}, or set augment.mixup and augment.cutmix to 0"
-        )
-    if config.train.batch_size < 2:
-        raise UserError("train.batch_size 1 has no batch statistics: use at least 2")
-    for key in ("crop_scale", "crop_ratio"):
-        low, high = getattr(config.augment, key)
-        if low > high:
-            raise UserError(f"augment.{key} ({low}, {high}): the first must not exceed the second")
-    check_schedule(config.optim)
-    check_weights(config.distill)
-
-
-def check_schedule(optim: Optim) -> None:
-    """Raise a UserError for settings that the schedule does not read, or lacks."""
-    steps = (optim.decay_epochs, optim.decay_rate)
-    if optim.schedule == "step" and None in steps:
-        raise UserError(
-            "optim.schedule step needs optim.decay_epochs and optim.decay_rate, such as "
-            "[30, 60, 90] and 0.1"
-        )
-    if optim.decay_epochs is not None and list(optim.decay_epochs) != sorted(optim.decay_epochs):
-        raise UserError(f"optim.decay_epochs {list(optim.decay_epochs)} must ascend")
-    if optim.schedule == "cosine" and steps != (None, None):
-        raise UserError(
-            "optim.decay_epochs and optim.decay_rate have no effect on a cosine: set "
-            "optim.schedule=step, or leave them out"
-        )
-    if optim.schedule == "step" and optim.min_lr != Optim.min_lr:
-        raise UserError("optim.min_lr has no effect with optim.schedule=step: leave it out")
-
-
-def check_weights(distill: Distill) -> None:
-    """Raise a UserError for weights of terms that the chosen loss does not have."""
-    loss = LOSSES[distill.loss.name]
-    idle = [] if loss.logits else ["kl_weight", "temperature"]
-    idle += [] if loss.reads else ["repr_weight"]
-    for name in idle:
-        if getattr(distill, name) != getattr(Distill, name):
-            raise UserError(
-                f"distill.{name} has no effect with the loss {distill.loss.name!r}: leave it out"
-            )

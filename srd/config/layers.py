@@ -70,17 +70,36 @@ def build(cls: type[T], layers: Iterable[Layer]) -> T:
     layers = list(layers)
     merged: dict[str, Any] = {}
     for layer in layers:
+        if not isinstance(layer.values, Mapping):
+            raise UserError(
+                f"{layer.source} must hold `key: value` lines, not {_shown(layer.values)}"
+            )
         merged = merge(merged, layer.values)
     try:
         config = TypeAdapter(cls).validate_python(merged)
     except ValidationError as error:
         raise UserError(_explain(error, cls, layers, merged)) from None
-    built = flatten(to_mapping(config))
-    for key, value in flatten(merged).items():  # pydantic takes True for 1
-        if isinstance(value, bool) and not isinstance(built[key], bool | str):
-            source = _source(key.split("."), layers)
-            raise UserError(f"{key}{source} should be a number, not {value}")
+    for loc, value in _booleans_as_numbers(merged, config):
+        raise UserError(f"{'.'.join(loc)}{_source(loc, layers)} should be a number, not {value}")
     return config
+
+
+def _booleans_as_numbers(
+    values: Mapping[str, Any], built: Any, loc: tuple[str, ...] = ()
+) -> Iterator[tuple[list[str], bool]]:
+    """Where `values` hold a boolean of which pydantic made a number."""
+    for key, value in values.items():
+        own = built.get(key) if isinstance(built, Mapping) else getattr(built, str(key), None)
+        if isinstance(value, Mapping):
+            yield from _booleans_as_numbers(value, own, (*loc, key))
+        elif isinstance(value, bool) and isinstance(own, int | float) and type(own) is not bool:
+            yield [*loc, key], value
+
+
+def _shown(value: Any, most: int = 80) -> str:
+    """A value in a message: on one line, and not longer than one reads."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,11 +140,15 @@ def _explain(error: ValidationError, cls: type, layers: list[Layer], merged: Any
                 lines.append(f"unknown {key} {context['tag']!r}{where}{hint}")
             case "union_tag_not_found":
                 lines.append(
-                    f"{key}{where} should have a {context['discriminator']}, not {given!r}"
+                    f"{key}{where} should have a {context['discriminator']}, not {_shown(given)}"
                 )
+            case "dataclass_type" | "dict_type":
+                lines.append(f"{key}{where} should hold `key: value` lines, not {_shown(given)}")
+            case "missing":
+                lines.append(f"{key} is missing{where}")
             case _:
-                message = problem["msg"].removeprefix("Input ").lower()
-                lines.append(f"{key}{where} {message}, not {given!r}")
+                message = problem["msg"].removeprefix("Input ").removeprefix("Value error, ")
+                lines.append(f"{key}{where} {message[0].lower()}{message[1:]}, not {_shown(given)}")
     return "; ".join(lines)
 
 
@@ -190,8 +213,10 @@ def dotted_keys(cls: Any, values: Any = None, prefix: str = "") -> Iterator[str]
 def _section(cls: Any, field: dataclasses.Field[Any], values: Any) -> Any:
     """The class of a section, of the kind that `values` name; None for a leaf."""
     name = values.get("name") if isinstance(values, Mapping) else values
-    for kind in get_args(cls.__pydantic_fields__[field.name].annotation):
-        if dataclasses.is_dataclass(kind) and name == getattr(kind, "name", None):
+    annotation = cls.__pydantic_fields__[field.name].annotation
+    kinds = [kind for kind in (annotation, *get_args(annotation)) if dataclasses.is_dataclass(kind)]
+    for kind in kinds:
+        if len(kinds) == 1 or name == getattr(kind, "name", None):
             return kind
     factory = field.default_factory
     return factory if isinstance(factory, type) and dataclasses.is_dataclass(factory) else None

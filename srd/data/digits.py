@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import get_args
 
 import numpy as np
 from PIL import Image
@@ -30,9 +31,21 @@ class DigitImages:
 
     The test part is 50 images of each class, drawn once and for all; the rest, 1,297 images, is
     for training. `per_class` keeps the first n training images of each class.
+
+    Raises:
+        UserError: no such split, or no such number.
     """
 
     def __init__(self, split: Split, per_class: int | None = None) -> None:
+        if split not in get_args(Split):
+            raise UserError(
+                f"the digits have no split {split!r}: one of {', '.join(get_args(Split))}"
+            )
+        if per_class is not None and (type(per_class) is not int or per_class < 1):
+            raise UserError(
+                f"per_class of the digits is {per_class!r}: a number of images, or null"
+            )
+
         from sklearn.datasets import load_digits  # it takes more than a second to import
 
         self._digits = load_digits()

@@ -21,7 +21,8 @@ def _imagenet() -> Any:
 
 
 def class_names(num_classes: int, recorded: Sequence[str] | None) -> tuple[str, ...] | None:
-    """The names that a run recorded; else ImageNet's synsets for 1,000 classes; else None.
+    """The names that a run recorded, where it is one for each; without a record, ImageNet's synsets
+    for 1,000 classes; else None.
 
     Raises:
         UserError: they come from a file, and are no texts, or too long ones.
@@ -32,8 +33,7 @@ def class_names(num_classes: int, recorded: Sequence[str] | None) -> tuple[str, 
         )
         if not texts:
             raise UserError(f"its class names are no texts of at most {LIMITS.text:,} characters")
-        if len(recorded) == num_classes:
-            return tuple(recorded)
+        return tuple(recorded) if len(recorded) == num_classes else None
     return tuple(_imagenet().label_names()) if num_classes == IMAGENET_CLASSES else None
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from srd.data.guard import check_descriptors
 from srd.data.views import View
 from srd.errors import UserError
 
@@ -49,6 +50,7 @@ def make_loader(
     """A loader of what `collate_fn` makes (`Batch`); its workers, at most one a core, live as long."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     workers = min(workers, cores or 1)  # more would only wait for a core
+    check_descriptors(workers)
     return DataLoader(
         views,
         batch_sampler=batches,
@@ -65,11 +67,12 @@ def make_loader(
 def _start_worker(_: int) -> None:
     """Signals sent to the whole process group are for the process that trains.
 
-    It finishes its step, for which it needs its workers. So a worker ignores Ctrl-C and SIGUSR1,
-    and obeys SIGTERM only from its parent (which sends it when it exits).
+    It finishes its step, for which it needs its workers. So a worker ignores Ctrl-C, SIGUSR1 and the
+    end of a terminal, and obeys SIGTERM only from its parent (which sends it when it exits).
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # macOS
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -83,10 +86,18 @@ def _obey_parent() -> None:
 
 
 class BrokenFiles:
-    """Counts files that cannot be read: stops at the first, or skips them all when asked to."""
+    """Counts files that cannot be read: stops at the first, or skips them all when asked to.
 
-    def __init__(self, skip: bool) -> None:
-        self.skip = skip
+    Args:
+        mend: what to do about one, for the message.
+    """
+
+    def __init__(
+        self,
+        skip: bool,
+        mend: str = "replace the file, or skip such files with --set data.skip_broken=true",
+    ) -> None:
+        self.skip, self.mend = skip, mend
         self.names: set[str] = set()
 
     def check(self, batch: Batch) -> list[str]:
@@ -97,10 +108,7 @@ class BrokenFiles:
         """
         new = [name for name in dict.fromkeys(batch.broken) if name not in self.names]
         if new and not self.skip:
-            raise UserError(
-                f"cannot read {new[0]}; replace the file, or skip such files with "
-                "--set data.skip_broken=true"
-            )
+            raise UserError(f"cannot read {new[0]}; {self.mend}")
         if batch.missing:
             raise UserError(
                 f"cannot read {batch.broken[0]}, nor the images after it: replace the files"

@@ -13,6 +13,7 @@ import numpy as np
 from srd.config.fields import Data
 from srd.data.digits import open_digits
 from srd.data.folder_images import open_folder
+from srd.data.guard import Labelled, check_splits
 from srd.data.hf_datasets import open_dataset
 from srd.data.image_source import LabelledSource, Opened, Subset, first_per_class
 from srd.errors import UserError, nearest
@@ -63,12 +64,17 @@ def open_splits(data: Data, *, training: bool) -> Splits:
     elif data.val_fraction is not None:
         raise UserError("data.val_fraction has no effect: the data have a validation split")
     if not training:
+        check_splits([_labelled("val", val)])
         return Splits(None, val, [*notes])
     assert train is not None, "an opener gives training images to who trains"
-    check_same_classes(train, val)
+    check_splits([_labelled("train", train), _labelled("val", val)])
     if data.images_per_class is not None:
         train = Subset(train, first_per_class(train.targets, data.images_per_class))
     return Splits(train, val, [*notes])
+
+
+def _labelled(name: str, source: LabelledSource) -> Labelled:
+    return Labelled(name, len(source), source.classes, source.targets)
 
 
 def _held_out(whole: LabelledSource, fraction: float) -> tuple[Subset, Subset, str]:
@@ -100,21 +106,3 @@ def hold_out(targets: np.ndarray, fraction: float, classes: list[str]) -> np.nda
         count = min(max(1, round(fraction * len(own))), len(own) - 1)
         held.append(draw.permutation(own)[:count])
     return np.sort(np.concatenate(held))
-
-
-def check_same_classes(train: LabelledSource, val: LabelledSource) -> None:
-    """Raise a UserError that names the classes on which the two splits disagree."""
-    if train.classes == val.classes:
-        return
-    missing = sorted(set(train.classes) - set(val.classes))
-    extra = sorted(set(val.classes) - set(train.classes))
-    parts = [f"{len(train.classes)} classes in train, {len(val.classes)} in val"]
-    if missing:
-        parts.append(f"missing from val: {_some(missing)}")
-    if extra:
-        parts.append(f"only in val: {_some(extra)}")
-    raise UserError("; ".join(parts) + " (both need the same class folders)")
-
-
-def _some(names: list[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

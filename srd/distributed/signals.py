@@ -16,7 +16,8 @@ from srd.errors import EXIT_SIGTERM
 class StopSignals:
     """SIGTERM, SIGINT and SIGUSR1 ask the run to save and stop after the step that is under way.
 
-    SIGUSR1 is what a scheduler sends before a time limit. A second SIGINT interrupts at once.
+    SIGUSR1 is what a scheduler sends before a time limit. A second SIGINT interrupts at once. A
+    terminal that is lost (SIGHUP) stops nothing.
     """
 
     NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -37,6 +38,7 @@ class StopSignals:
     def listening(self) -> Iterator[StopSignals]:
         """Handle the signals inside; put the old handlers back after."""
         old = {number: signal.signal(number, self._note) for number in self.NUMBERS}
+        old[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         try:
             yield self
         finally:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from srd.data.guard import check_targets
 from srd.data.loader import Batch, BrokenFiles
 from srd.device import Precision
 from srd.distributed import processes, reduce
@@ -87,6 +88,7 @@ def evaluate(
         images = batch.images.to(device, precision.dtype, non_blocking=True)
         with precision.autocast():
             logits = predict(images)
+        check_targets(batch.targets, logits.shape[1])
         logits = logits.float() if logits.dtype != torch.float64 else logits
         _, ranked = logits.topk(min(5, logits.shape[1]), dim=1)
         hits = ranked == targets[:, None]

@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import urllib.request
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -100,10 +101,12 @@ def recipe_file(name: str | Path) -> Path:
     Raises:
         UserError: neither (with the nearest of the project's own).
     """
-    path = Path(name).expanduser()
-    if path.exists():
-        return path
-    if (PACKAGE / path).is_file():
-        return PACKAGE / path
+    path = Path(name)
+    with suppress(OSError, RuntimeError):  # a name too long for a file; nobody's home
+        path = path.expanduser()
+        if path.exists():
+            return path
+        if (PACKAGE / path).is_file():
+            return PACKAGE / path
     own = [file.relative_to(PACKAGE).as_posix() for file in (PACKAGE / "configs").rglob("*.yaml")]
     raise UserError(f"cannot read the configuration {name}: no such file{nearest(str(name), own)}")

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,29 @@ from typing import Any
 from srd.errors import RunFailed, UserError
 from srd.files.checkpoint import newest_whole, save_state, write_text
 from srd.run.lock import Claim
+from srd.strict import plain_name
+
+# What a run leaves in its folder, besides what is hidden.
+OWN = {
+    "checkpoints", "config.yaml", "log.txt", "metrics.jsonl", "result.json", "student.safetensors",
+    "tensorboard",
+}  # fmt: skip
 
 
 class RunFolder:
-    """`<output>/<name>/` and the files in it."""
+    """`<output>/<name>/` and the files in it.
+
+    Raises:
+        UserError: `name` leads out of `output`, or no file system takes it.
+    """
 
     def __init__(self, output: str | Path, name: str) -> None:
+        try:
+            plain_name(name)
+        except ValueError as error:
+            raise UserError(f"--name {error}, not {name[:60]!r}") from None
         self.path = Path(output).expanduser() / name
+        self._inode: tuple[int, int] | None = None  # of the folder, since `prepare`
         self.checkpoints = self.path / "checkpoints"
         self.last = self.checkpoints / "last.pth"
         self.best = self.checkpoints / "best.pth"
@@ -38,7 +54,11 @@ class RunFolder:
         Raises:
             UserError: another process is at work in it.
         """
-        if self._claim is None and self.path.is_dir():
+        try:
+            there = self.path.is_dir()
+        except OSError as error:  # a path that is too long
+            raise self._unwritable(error) from None
+        if self._claim is None and there:
             self._claim = Claim(self.path)
 
     def release(self) -> None:
@@ -55,6 +75,7 @@ class RunFolder:
         """
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._inode = _inode(self.path)
             probe = self.path / f".write-test-{os.getpid()}"
             probe.touch()
             probe.unlink()
@@ -69,14 +90,44 @@ class RunFolder:
             "set --output to a folder that you can write"
         )
 
+    def check_there(self) -> None:
+        """Raise a RunFailed where the folder that `prepare` made is gone, or is another one now."""
+        if self._inode is not None and _inode(self.path) != self._inode:
+            raise RunFailed(
+                f"the run's folder {self.path} was moved or deleted meanwhile: nothing more is "
+                "written; where its checkpoints are, the run can go on"
+            )
+
+    def check_ours(self, *, to_rename: bool) -> None:
+        """Raise a UserError where the folder is somebody's, and a run would rename or overwrite it.
+
+        Other files may lie beside a run's, such as a scheduler's log.
+        """
+        names = self._names()
+        of_a_run = self.checkpoints.is_dir() and (self.config.is_file() or names <= OWN)
+        if not of_a_run and (names if to_rename else names & OWN):
+            raise UserError(
+                f"{self.path} is no run's folder (it holds {min(names)[:60]!r}): use another --name"
+            )
+
+    def _names(self) -> set[str]:
+        """What lies in the folder and is not hidden."""
+        try:
+            return {name for name in os.listdir(self.path) if not name.startswith(".")}
+        except (FileNotFoundError, NotADirectoryError):
+            return set()
+        except OSError as error:
+            raise self._unwritable(error) from None
+
     def set_aside(self) -> Path | None:
         """Rename an earlier run's folder out of the way; nothing is overwritten.
 
         Raises:
-            UserError: it cannot be renamed.
+            UserError: it cannot be renamed, or it is no run's.
         """
-        if not self.path.is_dir() or not any(self.path.iterdir()):
+        if not self._names():
             return None
+        self.check_ours(to_rename=True)
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
             number += 1
@@ -95,11 +146,15 @@ class RunFolder:
             return False
         return not set(before).isdisjoint(launches(again=True))
 
-    def find_resume(self) -> tuple[Path | None, list[Path]]:
-        """The newest whole checkpoint to go on from, and the damaged ones passed over."""
+    def find_resume(self, unfit: Collection[Path] = ()) -> tuple[Path | None, list[Path]]:
+        """The newest whole checkpoint to go on from, and the damaged ones passed over.
+
+        Args:
+            unfit: checkpoints that are whole, and not to be gone on from.
+        """
         others = [path for path in self.checkpoints.glob("*.pth") if path != self.last]
         others.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
-        return newest_whole([self.last, *others])
+        return newest_whole(path for path in (self.last, *others) if path not in unfit)
 
     def keep_last(self, count: int) -> None:
         """Before a new `last.pth`: keep the old one as `last.1.pth`, that as `last.2.pth`, ...
@@ -113,12 +168,15 @@ class RunFolder:
         Raises:
             RunFailed: the folder cannot be written.
         """
-        files = [self.last, *(self.checkpoints / f"last.{n}.pth" for n in range(1, count))]
+        self.check_there()
+        files = [self.last]
+        while len(files) < count and files[-1].exists():
+            files.append(self.checkpoints / f"last.{len(files)}.pth")
         try:
             for newer, older in reversed(list(pairwise(files))):
                 if newer is not self.last and newer.exists():
                     newer.replace(older)
-            if count > 1 and self.last.exists():
+            if len(files) > 1:
                 second = self.checkpoints / f".{files[1].name}.part"
                 second.unlink(missing_ok=True)
                 _link(self.last, second)
@@ -128,9 +186,12 @@ class RunFolder:
 
     def save(self, path: Path, state: Mapping[str, Any]) -> None:
         """Write a checkpoint whole or not at all."""
+        self.check_there()
         save_state(path, state)
 
     def write_result(self, values: Mapping[str, Any]) -> None:
+        """Write `result.json`: the run is finished."""
+        self.check_there()
         write_text(self.result, json.dumps(values, indent=2) + "\n")
 
     def read_result(self) -> dict[str, Any] | None:
@@ -140,6 +201,15 @@ class RunFolder:
         except (OSError, ValueError):
             return None
         return result if isinstance(result, dict) else None
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    """What tells a folder from another of the same name; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def launches(again: bool = False) -> list[str]:

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class RunLog:
         copy_to: Path | None = None,
     ) -> None:
         self.main, self.folder = main, folder if main else None
-        self.interactive = main and sys.stderr.isatty()
+        self.interactive = main and sys.stderr is not None and sys.stderr.isatty()
         self._copy: Any = None
         self._metrics: Any = None
         self._text: Any = None
@@ -47,17 +47,32 @@ class RunLog:
             try:
                 copy_to.parent.mkdir(parents=True, exist_ok=True)
                 self._copy = copy_to.open("a", encoding="utf-8")
-            except OSError as error:
-                raise UserError(f"cannot write the log {copy_to} ({error.strerror})") from None
+            except (OSError, ValueError) as error:  # ValueError: a NUL in its name
+                reason = getattr(error, "strerror", None) or error
+                raise UserError(f"cannot write the log {copy_to} ({reason})") from None
         if self.folder is not None:
-            metrics = self.folder / "metrics.jsonl"
-            if metrics.exists():
-                _drop_rows(metrics, first_step)
-            self._metrics = metrics.open("a", encoding="utf-8")
-            self._text = (self.folder / "log.txt").open("a", encoding="utf-8")
-            self._board = SummaryWriter(
-                str(self.folder / "tensorboard"), purge_step=first_step, flush_secs=10
-            )
+            try:
+                self._text = (self.folder / "log.txt").open("a", encoding="utf-8")
+                self.start_at(first_step)
+            except OSError as error:
+                raise UserError(
+                    f"cannot write the log of {self.folder} ({error.strerror})"
+                ) from None
+
+    def start_at(self, first_step: int) -> None:
+        """Drop the rows from `first_step` on, and go on from there."""
+        if self.folder is None:
+            return
+        if self._board is not None:
+            self._metrics.close()
+            self._board.close()
+        metrics = self.folder / "metrics.jsonl"
+        if metrics.exists():
+            _drop_rows(metrics, first_step)
+        self._metrics = metrics.open("a", encoding="utf-8")
+        self._board = SummaryWriter(
+            str(self.folder / "tensorboard"), purge_step=first_step, flush_secs=10
+        )
 
     def info(self, message: str) -> None:
         """One line for the person and for `log.txt`."""
@@ -84,9 +99,14 @@ class RunLog:
             return
         self._write(self._metrics, json.dumps({"kind": kind, **values}) + "\n")
         assert self._board is not None
-        for name, value in (board if board is not None else values).items():
-            if isinstance(value, (int, float)) and name not in ("step", "epoch"):
-                self._board.add_scalar(f"{kind}/{name}", value, values["step"])
+        try:
+            for name, value in (board if board is not None else values).items():
+                if isinstance(value, (int, float)) and name not in ("step", "epoch"):
+                    self._board.add_scalar(f"{kind}/{name}", value, values["step"])
+        except OSError as error:  # its thread met it while writing an earlier one
+            raise RunFailed(
+                f"cannot write {self._board.log_dir} ({error.strerror or error})"
+            ) from error
 
     def _write(self, file: Any, text: str) -> None:
         try:
@@ -105,7 +125,8 @@ class RunLog:
         """Close the files."""
         for file in (self._metrics, self._text, self._copy, self._board):
             if file is not None:
-                file.close()
+                with suppress(OSError):  # a full disk, a folder that is gone: told by who wrote
+                    file.close()
 
 
 class Bar:
@@ -152,7 +173,9 @@ def _pair(name: str, value: float | str) -> str:
 def _drop_rows(path: Path, first_step: int) -> None:
     """Rewrite a metrics file without the rows from `first_step` on, and without a torn last line."""
     kept = [
-        line for line in path.read_text(encoding="utf-8").splitlines() if _before(line, first_step)
+        line
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+        if _before(line, first_step)
     ]
     write_text(path, "".join(line + "\n" for line in kept))
 

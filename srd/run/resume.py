@@ -11,6 +11,7 @@ from srd.distributed import processes
 from srd.errors import UserError
 from srd.files.checkpoint import load_file, write_text
 from srd.run.folder import RunFolder, launches
+from srd.run.state import Misfit, check_outline
 
 Upgrade = Callable[
     [Mapping[str, Any]], Mapping[str, Any]
@@ -30,14 +31,15 @@ def load_resume(
         recipe: the settings, and under `identity` what else must agree.
 
     Raises:
-        UserError: the file is not a run's checkpoint, or its recipe differs (naming the fields).
+        UserError: its recipe differs (naming the fields). Misfit: no run could go on from it.
     """
     state = load_file(path)
-    saved = state.get("config")
-    if not isinstance(saved, dict) or "position" not in state:
-        raise UserError(f"{path} is not a checkpoint of a run here: it cannot be resumed")
+    check_outline(state)
+    saved = state["config"]
     settings = {name: value for name, value in saved.items() if name != "identity"}
     identity = saved.get("identity") or {}
+    if not isinstance(identity, dict):
+        raise Misfit("config.identity is no mapping")
     saved = {**upgrade(settings), "identity": identity}
     known = {name: value for name, value in recipe["identity"].items() if name in identity}
     recipe = {**recipe, "identity": known}  # older checkpoints say less
@@ -51,6 +53,22 @@ def load_resume(
     return state
 
 
+class Start(NamedTuple):
+    """Where a run starts.
+
+    Args:
+        path: of the checkpoint to go on from; None: from the run's start.
+        anew: an earlier run's folder is to be renamed first.
+        chosen: somebody named this checkpoint, and no other may stand in for it.
+        passed: the checkpoints passed over, and what is wrong with them.
+    """
+
+    path: Path | None = None
+    anew: bool = False
+    chosen: bool = False
+    passed: dict[Path, str] = {}  # noqa: RUF012 (never changed)
+
+
 class Opened(NamedTuple):
     """How a run starts: the state to go on from (None: from its start), and what to tell.
 
@@ -60,11 +78,94 @@ class Opened(NamedTuple):
     state: dict[str, Any] | None
     notes: list[str]
     result: dict[str, Any] | None = None
+    start: Start = Start()
+    search: Resume | None = None  # finds another checkpoint
 
     @property
     def updates(self) -> int:
         """Updates already made."""
         return self.state["position"]["updates"] if self.state else 0
+
+
+class Resume:
+    """Finds where a run goes on, and what to go on from where that does not fit.
+
+    Args:
+        resume: `auto` (the newest whole checkpoint in the folder), `none` (a new run; an earlier
+            one's folder is renamed), or a checkpoint file. A command that torchrun or SLURM starts
+            again goes on where it was, whatever this says.
+        recipe: the settings, and under `identity` what else must agree.
+        not_recipe: settings that may differ from the checkpoint's.
+        upgrade: makes today's settings of an earlier version's.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        resume: str,
+        recipe: Mapping[str, Any],
+        not_recipe: tuple[str, ...],
+        upgrade: Upgrade,
+    ) -> None:
+        self.folder, self.recipe, self.not_recipe = folder, recipe, not_recipe
+        self.upgrade = upgrade
+        self.again = folder.was_started_by_this_launch()
+        self.resume = resume
+
+    def load(self, path: Path) -> dict[str, Any]:
+        """See `load_resume`."""
+        return load_resume(path, self.recipe, not_recipe=self.not_recipe, upgrade=self.upgrade)
+
+    def first(self) -> Start:
+        """Where the run starts.
+
+        Raises:
+            UserError: a checkpoint that was named is none, there are only damaged ones, or the
+                newest belongs to another recipe.
+        """
+        if self.resume == "none" and not self.again:
+            return Start(anew=True)
+        named = None if self.resume in ("auto", "none") else Path(self.resume).expanduser()
+        start = self.next({}) if self.again or named is None else Start()
+        if start.path is not None or named is None:
+            return start if start.path is not None else only(start)
+        if not named.is_file():
+            raise UserError(f"no checkpoint at {named}")
+        try:
+            self.load(named)
+        except Misfit as misfit:
+            raise cannot_resume(named, misfit) from None
+        return Start(named, chosen=True, passed=start.passed)
+
+    def next(self, unfit: Mapping[Path, str]) -> Start:
+        """From the newest checkpoint in the folder, besides `unfit`, that is a run's."""
+        passed = dict(unfit)
+        while True:
+            path, damaged = self.folder.find_resume(passed)
+            passed |= dict.fromkeys(damaged, "damaged")
+            if path is None:
+                return Start(passed=passed)
+            try:
+                self.load(path)
+            except Misfit as misfit:
+                passed[path] = str(misfit)
+            else:
+                return Start(path, passed=passed)
+
+
+def only(start: Start) -> Start:
+    """A start without a checkpoint; a UserError where there were some, and none was whole."""
+    for file, reason in start.passed.items():
+        why = "" if reason == "damaged" else f" ({reason})"
+        raise UserError(
+            f"{file} is damaged{why} and there is no other checkpoint: --resume none starts anew"
+        )
+    return start
+
+
+def cannot_resume(path: Path, misfit: Misfit) -> UserError:
+    """A checkpoint that was named, and that the run cannot go on from."""
+    return UserError(f"{path} cannot be resumed: {misfit}")
 
 
 def open_run(
@@ -80,13 +181,9 @@ def open_run(
     """Make a run's folder ready, and find where the run goes on.
 
     Args:
-        resume: `auto` (the newest whole checkpoint in the folder), `none` (a new run; an earlier
-            one's folder is renamed), or a checkpoint file. A command that torchrun or SLURM starts
-            again goes on where it was, whatever this says.
+        resume, not_recipe, upgrade: see `Resume`.
         settings: the resolved configuration, saved with the run.
         identity: what a checkpoint must agree on besides.
-        not_recipe: settings that may differ from the checkpoint's.
-        upgrade: makes today's settings of an earlier version's.
         config_text: what `config.yaml` shall hold instead of `settings`.
 
     Raises:
@@ -94,58 +191,70 @@ def open_run(
             it, or the checkpoint belongs to another recipe.
     """
     processes.from_main(folder.claim)
+    search = Resume(folder, resume, {**settings, "identity": identity}, not_recipe, upgrade)
     try:
-        start, damaged = processes.from_main(lambda: _starting_point(folder, resume))
-        path = start if isinstance(start, Path) else None
-        if path is not None and (blind := processes.ranks_where(not path.is_file())):
-            raise UserError(
-                f"process {blind[0]} does not see {path}: --output must be a folder that all "
-                "machines share"
-            )
-        recipe = {**settings, "identity": identity}
-        state = None
-        if path is not None:
-            state = load_resume(path, recipe, not_recipe=not_recipe, upgrade=upgrade)
+        start = processes.from_main(search.first)
+        state = everywhere(start.path, search.load)
         if state is not None and (result := processes.from_main(folder.read_result)) is not None:
             return Opened(state, [], result)
         text = config_text or dump_yaml(settings)
-        notes = processes.from_main(lambda: _make_ready(folder, text, start, damaged))
+        notes = processes.from_main(lambda: _make_ready(folder, text, start))
     except UserError:
         folder.release()
         raise
-    return Opened(state, notes)
+    return Opened(state, notes, None, start, search)
 
 
-def _make_ready(
-    folder: RunFolder, config_text: str, start: Path | str, damaged: list[Path]
-) -> list[str]:
+def everywhere(path: Path | None, load: Callable[[Path], dict[str, Any]]) -> dict[str, Any] | None:
+    """The checkpoint's state, on every process; a UserError where one does not see the file."""
+    if path is None:
+        return None
+    if blind := processes.ranks_where(not path.is_file()):
+        raise UserError(
+            f"process {blind[0]} does not see {path}: --output must be a folder that all "
+            "machines share"
+        )
+    return load(path)
+
+
+def _make_ready(folder: RunFolder, config_text: str, start: Start) -> list[str]:
     """Everything in its place for the run to start; returns what to tell."""
     notes: list[str] = []
-    if start == "anew" and (aside := folder.set_aside()):
+    if start.anew and (aside := folder.set_aside()):
         notes.append(f"the earlier run is now {aside}")
+    if start.path is None or start.chosen:
+        folder.check_ours(to_rename=False)
     folder.prepare()
     folder.claim()
     write_text(folder.config, config_text)
     if launches():
         write_text(folder.launch, "\n".join(launches()) + "\n")
-    for file in damaged:
+    return notes + keep_aside(start)
+
+
+def instead(opened: Opened, misfit: Misfit) -> Opened:
+    """Where a run goes on whose state does not fit: from the checkpoint before.
+
+    Raises:
+        UserError: there is none; or the state's checkpoint was named, and nothing stands in for it.
+    """
+    path, search = opened.start.path, opened.search
+    assert path is not None and search is not None
+    if opened.start.chosen:
+        raise cannot_resume(path, misfit)
+    start = processes.from_main(lambda: search.next({path: str(misfit)}))
+    state = everywhere(start.path if start.path else only(start).path, search.load)
+    return Opened(state, processes.from_main(lambda: keep_aside(start)), None, start, search)
+
+
+def keep_aside(start: Start) -> list[str]:
+    """Rename the checkpoints that were passed over; returns what to tell."""
+    notes = []
+    for file, reason in start.passed.items():
+        why = "" if reason == "damaged" else f" ({reason})"
         file.rename(file.with_name(f"{file.name}.damaged"))
-        notes.append(f"{file} is damaged: passed over for {start}, and kept as {file.name}.damaged")
-    return notes
-
-
-def _starting_point(folder: RunFolder, resume: str) -> tuple[Path | str, list[Path]]:
-    """The checkpoint to go on from, `"start"`, or `"anew"`; and the damaged files passed over."""
-    again = folder.was_started_by_this_launch()
-    if resume == "none" and not again:
-        return "anew", []
-    path, damaged = folder.find_resume() if resume in ("auto", "none") or again else (None, [])
-    if path is None and resume not in ("auto", "none"):
-        path = Path(resume).expanduser()
-        if not path.is_file():
-            raise UserError(f"no checkpoint at {path}")
-    if path is None and damaged:
-        raise UserError(
-            f"{damaged[0]} is damaged and there is no other checkpoint: --resume none starts anew"
+        notes.append(
+            f"{file} is damaged{why}: passed over for {start.path or 'start'}, and kept as "
+            f"{file.name}.damaged"
         )
-    return path or "start", damaged
+    return notes

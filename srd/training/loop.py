@@ -180,10 +180,10 @@ class Loop:
                 done = position.epoch + 1
                 due = plan.evaluate_every and done % plan.evaluate_every == 0
                 try:
-                    accuracy = self.evaluate_epoch() if due or done == plan.epochs else None
+                    accuracy = self.evaluate_epoch() if due or done >= plan.epochs else None
                 except EvaluationStopped:
                     self.save_and_stop()
-                if accuracy is not None and done == plan.epochs:
+                if accuracy is not None and done >= plan.epochs:
                     return accuracy
                 self.end_epoch(accuracy)
                 position.epoch, position.step, position.sums = done, 0, {}
@@ -209,7 +209,7 @@ class Loop:
         self.log_pending(bar)
         self.log_epoch(position.step - first, time.perf_counter() - started)
         done = position.epoch + 1
-        if done == plan.epochs or done % plan.save_every == 0:
+        if done >= plan.epochs or done % plan.save_every == 0:
             self.save_last()
         if plan.keep_every and done % plan.keep_every == 0:
             self.save(self.folder.checkpoints / f"epoch_{position.epoch:04}.pth")

@@ -15,7 +15,9 @@ from srd.evaluation.accuracy import Accuracy
 from srd.run.folder import RunFolder
 from srd.run.log import RunLog, clock
 from srd.run.provenance import provenance
-from srd.run.resume import open_run
+from srd.run.resume import Opened, instead, open_run
+from srd.run.state import Misfit
+from srd.training.fit import check_fits
 from srd.training.loop import Loop
 
 
@@ -43,14 +45,19 @@ class Session:
 
     Args:
         settings: the resolved configuration, saved in every checkpoint.
-        state: of the checkpoint to go on from; None from the start.
+        opened: where the run starts.
     """
 
     folder: RunFolder
     log: RunLog
     settings: Mapping[str, Any]
     identity: Identity
-    state: Mapping[str, Any] | None
+    opened: Opened
+
+    @property
+    def state(self) -> Mapping[str, Any] | None:
+        """Of the checkpoint to go on from; None from the start."""
+        return self.opened.state
 
     @property
     def saved_with(self) -> dict[str, Any]:
@@ -64,9 +71,24 @@ class Session:
         teacher: str | None = None,
         measure_teacher: Callable[[], Accuracy] | None = None,
     ) -> None:
-        """Put `loop` where the run was; at its very start, measure the teacher if asked to."""
-        if self.state is not None:
-            loop.load_state(self.state)
+        """Put `loop` where the run was; at its very start, measure the teacher if asked to.
+
+        A checkpoint that the loop cannot go on from is passed over for the one before.
+
+        Raises:
+            UserError: there is none before, or the checkpoint is one that was asked for.
+        """
+        while self.opened.state is not None:
+            try:
+                check_fits(loop, self.opened.state)
+            except Misfit as misfit:
+                self.opened = instead(self.opened, misfit)
+                self.log.start_at(self.opened.updates)
+                self.log.tell(self.opened.notes)
+            else:
+                break
+        if self.opened.state is not None:
+            loop.load_state(self.opened.state)
         elif measure_teacher is not None:
             accuracy = measure_teacher()
             self.log.info(f"teacher {teacher}  {accuracy}")
@@ -159,7 +181,7 @@ def open_session(
         try:
             log.tell(opened.notes)
             yield Session(
-                folder=folder, log=log, settings=settings, identity=identity, state=opened.state
+                folder=folder, log=log, settings=settings, identity=identity, opened=opened
             )
         finally:
             log.close()

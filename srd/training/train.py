@@ -12,11 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from srd.config.checks import check
 from srd.config.fields import (
     NOT_RECIPE,
     Config,
     Distill,
-    check,
     default_name,
     full_name,
     read_config,

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from deit.main import configure, make_parser
-from srd.config.fields import MOVED, Config, check, default_name, read_config
+from srd.config.checks import check
+from srd.config.fields import MOVED, Config, default_name, read_config
 from srd.config.layers import Layer, dump_yaml, flatten, read_yaml, to_mapping
 from srd.errors import UserError
 

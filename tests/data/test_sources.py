@@ -10,10 +10,9 @@ import pytest
 from PIL import Image
 
 from srd.config.fields import Augment, Data
-from srd.data.folder_images import FolderImages
 from srd.data.image_source import Opened
 from srd.data.inputs import open_inputs
-from srd.data.sources import SOURCES, check_same_classes, hold_out, open_splits
+from srd.data.sources import SOURCES, hold_out, open_splits
 from srd.errors import UserError
 
 MakeImages = Callable[[dict[str, int]], Path]  # the fixture `make_images`
@@ -38,6 +37,7 @@ def test_images_per_class_keeps_the_first_of_each_to_train_on(make_images: MakeI
         ({"val/cat": 1}, ["2 classes in train, 1 in val", "missing from val: dog"]),
         ({"val/cat": 1, "val/fox": 1}, ["missing from val: dog", "only in val: fox"]),
         ({"val/cat": 1, "val/dog": 1, "val/fox": 1}, ["2 classes in train, 3 in val", "fox"]),
+        ({"train/.hidden": 1, "val/.hidden": 1}, ["hidden folder"]),
     ],
 )
 def test_splits_with_other_classes(
@@ -51,7 +51,8 @@ def test_splits_with_other_classes(
 
 def test_splits_with_the_same_classes(make_images: MakeImages) -> None:
     root = make_images(SPLITS)
-    check_same_classes(FolderImages(root, "train"), FolderImages(root, "val"))
+    train, val, _ = open_splits(Data(path=str(root)), training=True)
+    assert train is not None and train.classes == val.classes
 
 
 def test_without_a_validation_split_a_tenth_of_every_class_is_held_out(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,11 +17,12 @@ import pytest
 import yaml
 
 from srd.distributed.signals import StopSignals
-from srd.errors import UserError
+from srd.errors import RunFailed, UserError
 from srd.files.checkpoint import load_file, save_state
 from srd.run.folder import RunFolder
 from srd.run.provenance import provenance
 from srd.run.resume import Opened, load_resume, open_run
+from srd.run.state import Misfit
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = {"seed": 0, "name": "a", "optim": {"lr": 0.1}, "train": {"epochs": 3}}
@@ -28,7 +30,7 @@ NOT_RECIPE = ("name",)
 
 
 def state_of(recipe: dict[str, Any] = RECIPE, **more: Any) -> dict[str, Any]:
-    return {"config": recipe, "position": {"epoch": 1, "updates": 7}, **more}
+    return {"config": recipe, "position": {"epoch": 1, "step": 2, "updates": 7}, **more}
 
 
 def folder_with(tmp_path: Path, *names: str) -> RunFolder:
@@ -319,8 +321,10 @@ def test_another_identity_is_another_recipe(tmp_path: Path) -> None:
                                      {"config": "text", "position": {}}], ids=str)  # fmt: skip
 def test_a_file_that_is_no_runs_checkpoint(tmp_path: Path, content: dict[str, Any]) -> None:
     save_state(tmp_path / "a.pth", content)
-    with pytest.raises(UserError, match="cannot be resumed"):
+    with pytest.raises(Misfit):
         load_resume(tmp_path / "a.pth", RECIPE, not_recipe=())
+    with pytest.raises(UserError, match=r"a\.pth cannot be resumed: "):
+        reopen(RunFolder(tmp_path, "a"), str(tmp_path / "a.pth"))
 
 
 def test_results_are_read_back(tmp_path: Path) -> None:
@@ -392,3 +396,61 @@ def test_settings_of_an_earlier_version_are_read_as_todays(tmp_path: Path) -> No
         open_again(folder, settings=changed, identity=identity, upgrade=upgrade)
     with pytest.raises(UserError, match=r"optim\.rate"):
         open_again(folder, identity=identity)
+
+
+@pytest.mark.parametrize("what", ["moved", "deleted", "replaced"])
+def test_nothing_is_written_where_the_folder_is_another_one(tmp_path: Path, what: str) -> None:
+    folder = folder_with(tmp_path, "last.pth")
+    folder.path.rename(tmp_path / "elsewhere")
+    if what == "deleted":
+        shutil.rmtree(tmp_path / "elsewhere")
+    if what == "replaced":
+        folder.path.mkdir()
+    for write in (
+        lambda: folder.save(folder.last, state_of()),
+        lambda: folder.keep_last(2),
+        lambda: folder.write_result({}),
+    ):
+        with pytest.raises(RunFailed, match="moved or deleted"):
+            write()
+    assert not folder.path.exists() or not os.listdir(folder.path)
+
+
+BAD_NAMES = [
+    "",
+    ".",
+    "..",
+    "../a",
+    "a/../b",
+    "/a",
+    "a//b",
+    "a/",
+    "a\0b",
+    "a\nb",
+    "x" * 201,
+    "a/./b",
+]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES, ids=repr)
+def test_a_name_leads_to_a_folder_below_the_output(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="--name should"):
+        RunFolder(tmp_path, name)
+
+
+@pytest.mark.parametrize("name", ["a", "study/a", "größe", "a b", "..a", "a.1", "x" * 200])
+def test_other_names_are_free(tmp_path: Path, name: str) -> None:
+    folder = RunFolder(tmp_path, name)
+    folder.prepare()
+    assert folder.path.is_relative_to(tmp_path) and folder.checkpoints.is_dir()
+
+
+def test_an_output_that_is_too_long(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot write the output folder .*too long"):
+        reopen(RunFolder(tmp_path / ("x" * 300), "a"))
+
+
+def test_a_number_to_keep_that_no_disk_holds(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, "last.pth")
+    folder.keep_last(2**31 - 1)
+    assert sorted(os.listdir(folder.checkpoints)) == ["last.1.pth", "last.pth"]

@@ -1,0 +1,34 @@
+"""The command line of the ResNet half, checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic.dataclasses import dataclass
+
+from srd.strict import STRICT, PathText, RunName, Seed
+
+
+@dataclass(config=STRICT)
+class Options:
+    """What `resnet/main.py` was called with, torchdistill's names kept."""
+
+    config: PathText
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: Seed = 0
+    output: PathText = "runs"
+    name: RunName | None = None
+    resume: PathText = "auto"
+    data_path: PathText | None = None
+    test_only: bool = False
+    student_only: bool = False
+    log_config: bool = False
+    adjust_lr: bool = False
+    trust_config: bool = False
+    run_log: PathText | None = None
+
+    @property
+    def run_name(self) -> str:
+        """Of the run's folder."""
+        return self.name or Path(self.config).stem

@@ -1,0 +1,189 @@
+"""The sections of a torchdistill file: which keys there are, and what may stand there.
+
+They are checked by the same `srd.config.layers.build` as the other half's settings. What only
+torchdistill or torch reads, such as the arguments of an optimizer, they check themselves when the box
+is built and rehearsed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Any
+
+from pydantic.dataclasses import dataclass
+
+from srd.config.checks import check_batch_size
+from srd.config.layers import Layer, build
+from srd.errors import UserError
+from srd.strict import STRICT, Count, Index, PathText, Positive
+
+Open = dict[str, Any]
+
+
+@dataclass(config=STRICT)
+class LoaderSettings:
+    """Arguments of torch's DataLoader; ours, which takes its place, reads the first two."""
+
+    batch_size: Count
+    num_workers: Index = 0
+    pin_memory: Any = None
+    drop_last: Any = None
+    timeout: Any = None
+    prefetch_factor: Any = None
+    persistent_workers: Any = None
+    shuffle: Any = None
+
+
+@dataclass(config=STRICT)
+class Loader:
+    """A data loader."""
+
+    dataset_id: Any
+    kwargs: LoaderSettings
+    sampler: Open = field(default_factory=dict)
+    collate_fn: Any = None
+    dataset_wrapper: Open | None = None
+    requires_supp: bool = False
+    random_sample: Any = None  # of earlier versions of torchdistill, and without effect
+    cache_output: None = None
+    batch_sampler: None = None  # batches are ours
+
+
+@dataclass(config=STRICT)
+class Network:
+    """A model, and where its weights come from and go."""
+
+    key: str
+    kwargs: Open | None = None
+    src_ckpt: PathText | None = None
+    dst_ckpt: PathText | None = None
+    quantized: bool = False
+    sync_bn: bool = False
+    repo_or_dir: None = None
+    experiment: Any = None
+
+
+@dataclass(config=STRICT)
+class Networks:
+    """The section `models`."""
+
+    student_model: Network | None = None
+    model: Network | None = None
+    teacher_model: Network | None = None
+
+
+@dataclass(config=STRICT)
+class Registered:
+    """Something of torchdistill's registries."""
+
+    key: str
+    kwargs: Open = field(default_factory=dict)
+    scheduling_step: Index | None = None
+    max_grad_norm: Positive | None = None
+    grad_accum_step: Any = 1
+    filters_params: bool = True
+    module_wise_kwargs: Any = None
+    module_wise_configs: Any = None
+    func2extract_model_loss: Any = None
+
+
+@dataclass(config=STRICT)
+class Training:
+    """The section `train`."""
+
+    num_epochs: Count
+    train_data_loader: Loader
+    val_data_loader: Loader
+    criterion: Registered
+    optimizer: Registered
+    scheduler: Registered | None = None
+    teacher: Open | None = None
+    student: Open | None = None
+    model: Open | None = None
+    log_freq: Any = None
+    pre_epoch_process: Any = None
+    post_epoch_process: Any = None
+    pre_forward_process: Any = None
+    post_forward_process: Any = None
+
+
+@dataclass(config=STRICT)
+class Testing:
+    """The section `test`."""
+
+    test_data_loader: Loader
+    log_freq: Any = None
+
+
+@dataclass(config=STRICT)
+class Sections:
+    """A torchdistill file, without what `resnet.recipe` reads itself."""
+
+    datasets: Open
+    models: Networks
+    train: Training
+    test: Testing
+
+
+def check_sections(config: Mapping[str, Any], source: str) -> Sections:
+    """The sections of a built configuration.
+
+    Args:
+        source: its file, for messages.
+
+    Raises:
+        UserError: a section or a key that is missing, unknown, or of another kind or range; a data
+            set that is none; a batch of one.
+    """
+    names = ("datasets", "models", "train", "test")
+    values = {name: _without_notes(config.get(name)) for name in names}
+    if isinstance(values["train"], Mapping) and "stage1" in values["train"]:
+        raise UserError("train: several stages are not supported yet; run them one after the other")
+    sections = build(Sections, [Layer(source, values)])
+    check_finite(values["train"], "train", source)
+    train, test = sections.train, sections.test
+    check_batch_size(
+        "train.train_data_loader.kwargs.batch_size", train.train_data_loader.kwargs.batch_size
+    )
+    for place, loader in (
+        ("train.train_data_loader", train.train_data_loader),
+        ("train.val_data_loader", train.val_data_loader),
+        ("test.test_data_loader", test.test_data_loader),
+    ):
+        check_dataset(place, loader.dataset_id, sections.datasets)
+    return sections
+
+
+def _without_notes(value: Any) -> Any:
+    """`value` without keys that begin with `_`: published files keep anchors and remarks there."""
+    if isinstance(value, Mapping):
+        return {
+            key: _without_notes(item) for key, item in value.items() if not str(key).startswith("_")
+        }
+    return value
+
+
+def check_finite(value: Any, name: str, source: str) -> None:
+    """Raise a UserError for a number in a section that is infinite or none (`.inf`, `.nan`)."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            check_finite(item, f"{name}.{key}", source)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            check_finite(item, name, source)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name} in {source} should be a finite number, not {value}")
+
+
+def check_dataset(place: str, name: Any, datasets: Mapping[str, Any]) -> None:
+    """Raise a UserError unless `datasets` has a data set with random access by that name."""
+    known = ", ".join(map(str, datasets)) or "none"
+    if not isinstance(name, str) or name not in datasets:
+        raise UserError(
+            f"{place}.dataset_id: no data set {name!r} under datasets; there are {known}"
+        )
+    kind = type(datasets[name])
+    if not (hasattr(kind, "__getitem__") and hasattr(kind, "__len__")) or kind in (str, dict, list):
+        raise UserError(f"datasets.{name} is no data set with random access, but a {kind.__name__}")

@@ -1,0 +1,61 @@
+"""Settings that must go together: what no field alone can say."""
+
+from __future__ import annotations
+
+from srd.config.fields import Config, Distill, Optim
+from srd.errors import UserError
+from srd.method.losses import LOSSES
+
+
+def check(config: Config) -> None:
+    """Raise a UserError for values that do not go together, or have no effect."""
+    mixing = config.augment.mixup > 0 or config.augment.cutmix > 0
+    if mixing and config.train.batch_size % 2:
+        raise UserError(
+            f"train.batch_size {config.train.batch_size} is odd: mixup and cutmix pair the images "
+            f"of a batch; use {config.train.batch_size + 1}, or set augment.mixup and augment.cutmix to 0"
+        )
+    check_batch_size("train.batch_size", config.train.batch_size)
+    for key in ("crop_scale", "crop_ratio"):
+        low, high = getattr(config.augment, key)
+        if low > high:
+            raise UserError(f"augment.{key} ({low}, {high}): the first must not exceed the second")
+    check_schedule(config.optim)
+    check_weights(config.distill)
+
+
+def check_batch_size(name: str, size: int) -> None:
+    """Raise a UserError for a batch too small for statistics of it; `name` is the setting's."""
+    if size < 2:
+        raise UserError(f"{name} {size} has no batch statistics: use at least 2")
+
+
+def check_schedule(optim: Optim) -> None:
+    """Raise a UserError for settings that the schedule does not read, or lacks."""
+    steps = (optim.decay_epochs, optim.decay_rate)
+    if optim.schedule == "step" and None in steps:
+        raise UserError(
+            "optim.schedule step needs optim.decay_epochs and optim.decay_rate, such as "
+            "[30, 60, 90] and 0.1"
+        )
+    if optim.decay_epochs is not None and list(optim.decay_epochs) != sorted(optim.decay_epochs):
+        raise UserError(f"optim.decay_epochs {list(optim.decay_epochs)} must ascend")
+    if optim.schedule == "cosine" and steps != (None, None):
+        raise UserError(
+            "optim.decay_epochs and optim.decay_rate have no effect on a cosine: set "
+            "optim.schedule=step, or leave them out"
+        )
+    if optim.schedule == "step" and optim.min_lr != Optim.min_lr:
+        raise UserError("optim.min_lr has no effect with optim.schedule=step: leave it out")
+
+
+def check_weights(distill: Distill) -> None:
+    """Raise a UserError for weights of terms that the chosen loss does not have."""
+    loss = LOSSES[distill.loss.name]
+    idle = [] if loss.logits else ["kl_weight", "temperature"]
+    idle += [] if loss.reads else ["repr_weight"]
+    for name in idle:
+        if getattr(distill, name) != getattr(Distill, name):
+            raise UserError(
+                f"distill.{name} has no effect with the loss {distill.loss.name!r}: leave it out"
+            )

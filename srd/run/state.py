@@ -1,0 +1,131 @@
+"""What a checkpoint must hold for its run to go on: checked before anything is taken up from it.
+
+`check_outline` knows what every run's checkpoint has; `check_like` compares with what a run has now.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# The numbers of `position`: kind, smallest and largest; beside them are the `sums` of loss terms.
+NUMBERS: dict[str, tuple[type, float, float]] = {
+    "epoch": (int, 0, math.inf),
+    "step": (int, 0, math.inf),
+    "updates": (int, 0, math.inf),
+    "best_acc1": (float, -1, 100),
+    "best_epoch": (int, -1, math.inf),
+    "seconds": (float, 0, math.inf),
+}
+NEEDED = {"epoch", "step", "updates"}  # the others have defaults
+
+
+class Misfit(Exception):
+    """A field that a run cannot go on from: its name, what it is, and what it should be."""
+
+
+def check_outline(state: Mapping[str, Any]) -> None:
+    """Raise a Misfit unless `state` has a position, and numbers and tensors that are numbers.
+
+    Everything but the settings is looked at.
+    """
+    if not isinstance(state.get("config"), Mapping) or "position" not in state:
+        raise Misfit("it is not a checkpoint of a run here")
+    check_position(state["position"])
+    for name, value in state.items():
+        if name != "config":
+            _check_numbers(value, name)
+
+
+def check_position(position: Any) -> None:
+    """Raise a Misfit unless `position` is one, wherever in a run."""
+    if not isinstance(position, Mapping):
+        raise Misfit(f"position is {_kind(position)}, not a mapping")
+    if missing := sorted(NEEDED - set(position)):
+        raise Misfit(f"position.{missing[0]} is missing")
+    for name, value in position.items():
+        if name == "sums":
+            like = dict.fromkeys(value, 0.0) if isinstance(value, Mapping) else {}
+            check_like(value, like, "position.sums")
+            continue
+        if name not in NUMBERS:
+            raise Misfit(f"position.{str(name)[:40]} is unknown")
+        kind, least, most = NUMBERS[name]
+        if not _is_number(value) or (kind is int and isinstance(value, float)):
+            raise Misfit(f"position.{name} is {_kind(value)}, not a number like {least}")
+        if not least <= value <= most or math.isinf(value):
+            raise Misfit(f"position.{name} is {value}: out of range")
+
+
+def check_like(saved: Any, own: Any, name: str, *, complete: bool = True) -> None:
+    """Raise a Misfit unless `saved` may take the place of `own`: kinds, shapes, finite numbers.
+
+    Args:
+        name: of the value, in the message.
+        complete: mappings need all keys and no others. Otherwise flags and texts may be missing,
+            and there may be more: other versions of a library write others.
+    """
+    if isinstance(own, Tensor):
+        _check_tensor(saved, own, name)
+    elif isinstance(own, Mapping):
+        if not isinstance(saved, Mapping):
+            raise Misfit(f"{name} is {_kind(saved)}, not a mapping")
+        for key, value in own.items():
+            if key in saved:
+                check_like(saved[key], value, f"{name}.{key}", complete=complete)
+            elif complete or isinstance(value, (Tensor, Mapping, list, tuple)) or _is_number(value):
+                raise Misfit(f"{name}.{key} is missing")
+        if complete and (more := [key for key in saved if key not in own]):
+            raise Misfit(f"{name}.{str(more[0])[:60]} is unknown")
+    elif isinstance(own, (list, tuple)):
+        if not isinstance(saved, (list, tuple)) or len(saved) != len(own):
+            raise Misfit(f"{name} is {_kind(saved)}, not {len(own)} values")
+        for number, (value, like) in enumerate(zip(saved, own, strict=True)):
+            check_like(value, like, f"{name}.{number}", complete=complete)
+    elif _is_number(own):
+        if not _is_number(saved):
+            raise Misfit(f"{name} is {_kind(saved)}, not a number")
+        if not math.isfinite(saved) and math.isfinite(own):
+            raise Misfit(f"{name} is {saved}")
+    elif isinstance(own, (bool, str, type(None))) and isinstance(saved, (Tensor, Mapping)):
+        raise Misfit(f"{name} is {_kind(saved)}, not like {own}")
+
+
+def _check_tensor(saved: Any, own: Tensor, name: str) -> None:
+    if not isinstance(saved, Tensor):
+        raise Misfit(f"{name} is {_kind(saved)}, not a tensor")
+    if saved.shape != own.shape:
+        raise Misfit(f"{name} is {tuple(saved.shape)} instead of {tuple(own.shape)}")
+    if saved.is_floating_point() != own.is_floating_point() or saved.is_complex():
+        raise Misfit(f"{name} is of {saved.dtype} instead of {own.dtype}")
+    if not torch.isfinite(saved).all() and torch.isfinite(own).all():
+        raise Misfit(f"{name} is not finite")
+
+
+def _check_numbers(value: Any, name: str) -> None:
+    """Raise a Misfit for a number, in whatever containers, that is none (NaN)."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point() and torch.isnan(value).any():
+            raise Misfit(f"{name} is not finite")
+    elif isinstance(value, float) and math.isnan(value):
+        raise Misfit(f"{name} is not finite")
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_numbers(item, f"{name}.{key}")
+    elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        for number, item in enumerate(value):
+            _check_numbers(item, f"{name}.{number}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"{len(value)} values"
+    return "nothing" if value is None else f"a {type(value).__name__}"
