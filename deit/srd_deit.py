@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from timm.layers import trunc_normal_
+from timm.layers import resample_abs_pos_embed, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -138,6 +138,16 @@ class ConvStemDeiT(VisionTransformer):
         return StudentOutput(logits, conv_logits, tokens[:, 2:].mean(dim=1))
 
 
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: ConvStemDeiT) -> dict[str, Tensor]:
+    """Weights with their positions resized to the model's image size; timm calls it when it loads."""
+    positions = state_dict.get("pos_embed")
+    if positions is None or positions.shape[1] == model.pos_embed.shape[1]:
+        return state_dict
+    side = model.image_size // PATCH
+    resized = resample_abs_pos_embed(positions, [side, side], num_prefix_tokens=2)
+    return {**state_dict, "pos_embed": resized}
+
+
 # What the released weights were trained and evaluated with; an exported folder says its own.
 default_cfgs = generate_default_cfgs(
     {
@@ -177,7 +187,13 @@ def _for_timm(
 
 def _build(name: str, pretrained: bool, **kwargs: Any) -> ConvStemDeiT:
     width, heads = SIZES[name.removeprefix(PREFIX)]
-    return build_model_with_cfg(partial(_for_timm, width, heads), name, pretrained, **kwargs)
+    return build_model_with_cfg(
+        partial(_for_timm, width, heads),
+        name,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        **kwargs,
+    )
 
 
 @register_model

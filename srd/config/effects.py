@@ -21,12 +21,12 @@ Doing = Literal["student", "teacher", "evaluation"]
 IDLE: dict[Doing, tuple[str, ...]] = {
     "student": (),
     "teacher": (
-        "model.name", "distill.", "teacher.checkpoint", "teacher.recipe", "teacher.mean",
-        "teacher.std", "teacher.evaluate",
+        "model.name", "distill.", "teacher.recipe", "teacher.mean", "teacher.std",
+        "teacher.evaluate",
     ),
     "evaluation": (
-        "compile", "deterministic", "resume", "model.drop_path", "augment.", "optim.", "distill.",
-        "teacher.recipe", "train.",
+        "compile", "deterministic", "resume", "model.drop_path", "model.init", "augment.",
+        "optim.", "distill.", "teacher.recipe", "train.",
     ),
 }  # fmt: skip
 READ = ("train.batch_size",)  # of the sections above, by everything
@@ -54,5 +54,25 @@ def configure(shared: Sequence[Layer], given: Sequence[Layer], doing: Doing) -> 
                 raise UserError(f"{source}: {key} has no effect {SAYS[doing]}; leave it out")
     if doing == "evaluation":
         return config
+    config = _meant(config, {key for layer in given for key in flatten(layer.values)}, doing)
     check(config)
     return replace(config, name=config.name or default_name(config, doing))
+
+
+def _meant(config: Config, by_hand: set[str], doing: Doing) -> Config:
+    """`config` with what flags about the teacher mean besides their fields.
+
+    A teacher that is named or given wins over a file's recipe for another one. Where the teacher
+    is trained, its weights are those to start from.
+    """
+    if doing == "student":
+        named = {"teacher.name", "teacher.checkpoint"} & by_hand
+        if named and "teacher.recipe" not in by_hand:
+            config = replace(config, teacher=replace(config.teacher, recipe=None))
+    elif doing == "teacher" and "teacher.checkpoint" in by_hand:
+        if "model.init" in by_hand:
+            raise UserError(
+                "--teacher-checkpoint and --init are the same for a teacher: leave one out"
+            )
+        config = replace(config, model=replace(config.model, init=config.teacher.checkpoint))
+    return config

@@ -45,6 +45,7 @@ class Model:
     name: str = "tiny"  # tiny, small, base, or any timm model
     image_size: ImageSize = 224
     drop_path: Fraction = 0.0
+    init: str | None = None  # weights to start from: pretrained, a timm tag, a file, a run, hf-hub:
 
 
 @dataclass(config=STRICT)
@@ -118,7 +119,7 @@ class Teacher:
     recipe: PathText | None = None  # without `checkpoint`: a YAML file that trains it first, once
     mean: Channels | None = None  # of the images it expects; None: as its run or timm says
     std: tuple[Positive, Positive, Positive] | None = None
-    evaluate: bool = False  # measure it on the validation images before training
+    evaluate: bool | None = None  # before training; None: on 2,000 validation images, True: on all
 
 
 @dataclass(config=STRICT)

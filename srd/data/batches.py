@@ -86,10 +86,16 @@ def check_shares(batch_size: int, world_size: int) -> None:
 
 
 class EvalBatches(Sampler[list[tuple[int, int]]]):
-    """Every image exactly once over all ranks, in order, without padding; epoch 0."""
+    """Every image exactly once over all ranks, in order, without padding; epoch 0.
 
-    def __init__(self, size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        self.indices = range(rank, size, world_size)
+    Args:
+        every: 2 for each second image, and so on.
+    """
+
+    def __init__(
+        self, size: int, batch_size: int, rank: int = 0, world_size: int = 1, every: int = 1
+    ) -> None:
+        self.indices = range(rank * every, size, world_size * every)
         self.batch_size = max(1, batch_size // world_size)
 
     def __len__(self) -> int:

@@ -23,6 +23,7 @@ class Inputs(NamedTuple):
     class_names: list[str]
     val: DataLoader[Batch]
     val_images: int
+    val_batch_size: int  # over all processes
     train: DataLoader[Batch] | None
     train_batches: TrainBatches | None
     train_images: int
@@ -71,9 +72,22 @@ def open_inputs(
         class_names=val_source.classes,
         val=make_loader(val_views, val_batches, data.workers, pin_memory),
         val_images=len(val_source),
+        val_batch_size=data.eval_batch_size,
         train=loader,
         train_batches=train_batches,
         train_images=len(train_source) if train_source is not None else 0,
         broken=BrokenFiles(data.skip_broken),
         notes=notes,
     )
+
+
+def sample(inputs: Inputs, most: int) -> Inputs:
+    """`inputs` with at most so many validation images, spread evenly over all of them."""
+    every = -(-inputs.val_images // most)
+    if every == 1:
+        return inputs
+    here = (processes.rank(), processes.world_size())
+    batch_size = inputs.val_batch_size
+    batches = EvalBatches(inputs.val_images, batch_size, *here, every=every)
+    loader = make_loader(inputs.val.dataset, batches, inputs.val.num_workers, inputs.val.pin_memory)
+    return inputs._replace(val=loader, val_images=-(-inputs.val_images // every))

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import timm
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from srd.config.fields import Teacher
 from srd.device import Precision
 from srd.errors import UserError
 from srd.files.hashes import verify
+from srd.files.locate import locate
 from srd.files.released import in_ckpts
-from srd.files.weights import load_file, load_into
+from srd.files.weights import load_file, weights_in
 from srd.models import timm_models
-from srd.models.outputs import Output
+from srd.models.initial import Fit, head_names, load_fitting
+from srd.models.outputs import Output, Read
 from srd.models.students import create_network, find
+from srd.models.timm_models import CannotRead
 
 
 class Normalization(NamedTuple):
@@ -37,6 +41,7 @@ class FrozenTeacher(nn.Module):
         read: calls it on images (B, 3, H, W).
         given: how the student's images are normalised.
         expected: how the teacher wants them; where it differs, images are converted.
+        size: pixels of the images that it reads, to which others are resized; None: of any.
     """
 
     shift: Tensor
@@ -48,10 +53,11 @@ class FrozenTeacher(nn.Module):
         read: Callable[[nn.Module, Tensor], Output],
         given: Normalization,
         expected: Normalization,
+        size: int | None = None,
     ) -> None:
         super().__init__()
         self.model = model.requires_grad_(False)
-        self.read = read
+        self.read, self.size = read, size
         self.converts = given != expected
         mean, std, to_mean, to_std = (
             torch.tensor(values).view(3, 1, 1) for values in (*given, *expected)
@@ -68,6 +74,9 @@ class FrozenTeacher(nn.Module):
     def forward(self, images: Tensor) -> Output:
         if self.converts:
             images = images * self.scale + self.shift
+        if self.size is not None and images.shape[-1] != self.size:
+            size = (self.size, self.size)
+            images = F.interpolate(images, size, mode="bicubic", antialias=True)
         return self.read(self.model, images)
 
 
@@ -80,12 +89,20 @@ class LoadedTeacher:
     """A teacher, what it is called, where its weights came from, and their hash (None: the Hub).
 
     It is no module, so that whoever holds it neither trains it, nor saves it.
+
+    Args:
+        knows_classes: whether its logits are of the data's classes; else its features teach alone.
+        class_names: what it was trained on; None where its file does not say.
+        notes: what a user should know of how it was made to fit.
     """
 
     model: FrozenTeacher
     name: str
     source: str
     sha256: str | None
+    knows_classes: bool = True
+    class_names: list[str] | None = None
+    notes: tuple[str, ...] = ()
 
     def __call__(self, images: Tensor) -> Output:
         """What it says of images (B, 3, H, W) that are normalised as the student's."""
@@ -116,57 +133,97 @@ def load_teacher(
 ) -> LoadedTeacher:
     """Build the configured teacher, load and verify its weights, freeze it.
 
+    One that was trained on other classes, or has no head, teaches by its features alone; one that
+    cannot read images of this size reads resized ones.
+
     Args:
-        num_classes: of the data; the teacher's must be the same.
-        image_size: pixels; it must be able to read images of this size.
-        given: how the student's images are normalised.
+        num_classes: of the data.
+        image_size: pixels of the student's images.
+        given: how they are normalised.
 
     Raises:
         UserError: unknown model, missing or foreign file, wrong hash, no network, a size that it
             cannot read.
     """
     name = PAPER_TEACHER if teacher.name == "regnety_160" else teacher.name
-    file = Path(teacher.checkpoint).expanduser() if teacher.checkpoint else None
+    file: str | Path | None = teacher.checkpoint
     if file is None and name == PAPER_TEACHER:
         file = in_ckpts(PAPER_FILE)
-    recorded: Mapping[str, Any] = {}
-    if file is None:
-        model, read = _from_hub(name, num_classes, image_size), timm_models.read
-        source, digest = f"Hub weights {name}", None
-    else:
-        find(name, role="teacher")  # an unknown name is told before a missing file
-        source, digest = str(file), verify(file)
-        content = load_file(file)
-        recorded = _recorded_normalization(content)
-        model, read = create_network(
-            name, num_classes=num_classes, image_size=image_size, role="teacher"
-        )
-        load_into(model, file, f"{name} with {num_classes} classes", content=content)
-    usual = getattr(model, "pretrained_cfg", {})
+    find(name, role="teacher")  # an unknown name is told before a missing file
+    source = partial(_from_file, _weights_file(file)) if file else _from_hub
+    size = None
+    try:
+        opened, frozen = _open(source, teacher, name, num_classes, image_size, given)
+    except CannotRead as error:
+        if (size := error.size) is None:
+            raise
+        opened, frozen = _open(source, teacher, name, num_classes, size, given)
+        frozen.size = size
+    return LoadedTeacher(
+        model=frozen,
+        name=name,
+        source=opened.source,
+        sha256=opened.sha256,
+        knows_classes=not opened.fit.new_head,
+        class_names=_class_names(opened.content),
+        notes=tuple(_notes(opened.fit, name, num_classes, image_size, size)),
+    )
+
+
+def _weights_file(where: str | Path) -> Path:
+    """A file's place; of a run, the checkpoint that says what its images and classes were."""
+    checkpoints = Path(where).expanduser() / "checkpoints"
+    own = [checkpoints / "best.pth", checkpoints / "last.pth"]
+    return next((file for file in own if file.is_file()), None) or locate(where)
+
+
+class _Opened(NamedTuple):
+    """A teacher's network with its weights, before it is frozen."""
+
+    model: Any
+    read: Read
+    source: str
+    sha256: str | None
+    content: Mapping[str, Any]
+    fit: Fit
+
+
+def _open(
+    source: Callable[..., _Opened],
+    teacher: Teacher,
+    name: str,
+    num_classes: int,
+    image_size: int,
+    given: Normalization,
+) -> tuple[_Opened, FrozenTeacher]:
+    """The network and its frozen form, which has looked at one image of this size."""
+    opened = source(name, num_classes, image_size)
+    recorded = _recorded_normalization(opened.content)
+    usual = getattr(opened.model, "pretrained_cfg", {})
     expected = Normalization(
         tuple(teacher.mean or recorded.get("mean") or usual.get("mean") or given.mean),
         tuple(teacher.std or recorded.get("std") or usual.get("std") or given.std),
     )
-    frozen = FrozenTeacher(model, read, given, expected)
+    frozen = FrozenTeacher(opened.model, opened.read, given, expected)
     timm_models.check_reading(
         frozen, name, num_classes=num_classes, image_size=image_size, role="teacher"
     )
-    return LoadedTeacher(frozen, name, source, digest)
+    return opened, frozen
 
 
-def _recorded_normalization(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Mean and standard deviation in a checkpoint of our own runs; {} for anyone else's."""
-    data = content.get("config", {})
-    data = data.get("data", {}) if isinstance(data, dict) else {}
-    return data if isinstance(data, dict) and "mean" in data and "std" in data else {}
+def _from_file(file: Path, name: str, num_classes: int, image_size: int) -> _Opened:
+    digest, content = verify(file), load_file(file)
+    model, read = create_network(
+        name, num_classes=num_classes, image_size=image_size, role="teacher"
+    )
+    what = f"{name} with {num_classes} classes"
+    fit = load_fitting(model, weights_in(content, file), file, what)
+    return _Opened(model, read, str(file), digest, content, fit)
 
 
-def _from_hub(name: str, num_classes: int, image_size: int) -> Any:
+def _from_hub(name: str, num_classes: int, image_size: int) -> _Opened:
     if find(name, role="teacher") is not None:
         raise UserError(f"the teacher {name} has no weights on the Hub: set --teacher-checkpoint")
-    published = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    if published is not None:
-        _check_classes(name, published.num_classes, num_classes)
     try:
         model = timm_models.create_classifier(
             name, num_classes=num_classes, image_size=image_size, pretrained=True, role="teacher"
@@ -176,14 +233,35 @@ def _from_hub(name: str, num_classes: int, image_size: int) -> Any:
         if name == PAPER_TEACHER:
             mend = f"put {PAPER_FILE} into ckpts/ (see ckpts/README.md), or {mend}"
         raise UserError(f"no teacher: {error}; {mend}") from error
-    _check_classes(name, model.pretrained_cfg["num_classes"], num_classes)
-    return model
+    foreign = model.pretrained_cfg["num_classes"] != num_classes  # timm gave it a new head
+    fit = Fit(new_head=head_names(model) if foreign else ())
+    return _Opened(model, timm_models.read, f"Hub weights {name}", None, {}, fit)
 
 
-def _check_classes(name: str, published: int, num_classes: int) -> None:
-    """Raise a UserError where timm would give the weights a new, random, head."""
-    if published != num_classes:
-        raise UserError(
-            f"the Hub weights {name} know {published} classes, the data has {num_classes}: train a "
-            "teacher on it (--train_teacher) and set --teacher-checkpoint"
+def _notes(
+    fit: Fit, name: str, num_classes: int, image_size: int, size: int | None
+) -> Iterator[str]:
+    if fit.new_head:
+        yield (
+            f"the teacher {name} has no head for the {num_classes} classes of the data: it teaches "
+            "by its features alone, without the KL divergence"
         )
+    if fit.resized:
+        yield f"the teacher {name}: {', '.join(fit.resized)} resized for {size or image_size} pixels"
+    if size is not None:
+        yield f"the teacher {name} reads {size}x{size} pixels: images are resized for it"
+
+
+def _class_names(content: Mapping[str, Any]) -> list[str] | None:
+    """What one of our own runs was trained on, as its checkpoint says."""
+    config = content.get("config")
+    identity = config.get("identity") if isinstance(config, dict) else None
+    names = identity.get("class_names") if isinstance(identity, dict) else None
+    return [str(name) for name in names] if isinstance(names, list) else None
+
+
+def _recorded_normalization(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Mean and standard deviation in a checkpoint of our own runs; {} for anyone else's."""
+    data = content.get("config", {})
+    data = data.get("data", {}) if isinstance(data, dict) else {}
+    return data if isinstance(data, dict) and "mean" in data and "std" in data else {}

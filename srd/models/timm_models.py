@@ -22,6 +22,14 @@ class HubError(UserError):
     """The Hub did not give what was asked for."""
 
 
+class CannotRead(UserError):
+    """A model cannot read images of a size; `size` is the nearest that it can read, if any."""
+
+    def __init__(self, message: str, size: int | None) -> None:
+        super().__init__(message)
+        self.size = size
+
+
 def check_name(name: str, *, role: str = "model", others: Iterable[str] = ()) -> None:
     """Raise a UserError that names the nearest unless timm has the model, and the tag if one is given.
 
@@ -186,12 +194,13 @@ def check_reading(
         )
 
 
-def _cannot_read(name: str, image_size: int, role: str, error: Exception) -> UserError:
+def _cannot_read(name: str, image_size: int, role: str, error: Exception) -> CannotRead:
     fitting = _readable_size(name, image_size)
     mend = f"set --image-size {fitting}, or take another {role}" if fitting else "take another"
-    return UserError(
+    return CannotRead(
         f"the {role} {name} cannot read images of {image_size}x{image_size} pixels "
-        f"({_reason(error)}): {mend}"
+        f"({_reason(error)}): {mend}",
+        fitting,
     )
 
 

@@ -68,10 +68,9 @@ class Session:
         self,
         loop: Loop,
         *,
-        teacher: str | None = None,
-        measure_teacher: Callable[[], Accuracy] | None = None,
+        measure_teacher: Callable[[], Accuracy | None] | None = None,
     ) -> None:
-        """Put `loop` where the run was; at its very start, measure the teacher if asked to.
+        """Put `loop` where the run was; at its very start, measure the teacher.
 
         A checkpoint that the loop cannot go on from is passed over for the one before.
 
@@ -89,9 +88,7 @@ class Session:
                 break
         if self.opened.state is not None:
             loop.load_state(self.opened.state)
-        elif measure_teacher is not None:
-            accuracy = measure_teacher()
-            self.log.info(f"teacher {teacher}  {accuracy}")
+        elif measure_teacher is not None and (accuracy := measure_teacher()) is not None:
             row = {"model": "teacher", "epoch": 0, "step": 0, **accuracy.row()}
             self.log.row("eval", row, board={})
 

@@ -37,6 +37,7 @@ class DistillationTask(nn.Module):
         distill: the name of the loss, the weights and the temperature.
         teach: None for losses without a teacher.
         smoothing: of class-index targets (mixed targets are smoothed when mixed).
+        knows_classes: whether the teacher's logits are of the targets' classes; else no KL.
     """
 
     teach: Teach | None
@@ -50,11 +51,13 @@ class DistillationTask(nn.Module):
         teach: Teach | None,
         smoothing: float,
         precision: Precision,
+        knows_classes: bool = True,
     ) -> None:
         super().__init__()
         self.student, self.distillation_loss = student, representation_loss
         self.distill, self.loss = distill, LOSSES[distill.loss.name]
         self.smoothing, self.precision = smoothing, precision
+        self.soft = self.loss.logits and knows_classes
         self.hold(teach)
         # What a step calls: the modules themselves, or what stands before them.
         self.call_student: Callable[[Tensor], Output] = student
@@ -95,7 +98,7 @@ class DistillationTask(nn.Module):
             if z_t is None and soft is not z_s.logits:
                 terms["ce"] = (terms["ce"] + cross_entropy(soft, targets, self.smoothing)) / 2
             loss = distill.ce_weight * terms["ce"]
-            if z_t is not None and self.loss.logits:
+            if z_t is not None and self.soft:
                 terms["kl"] = distillation_kl(soft, z_t.logits, distill.temperature)
                 loss = loss + distill.kl_weight * terms["kl"]
             if z_t is not None and self.call_loss is not None:

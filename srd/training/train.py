@@ -5,8 +5,9 @@ The one place that sees the whole configuration: every room gets its own section
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -31,9 +32,10 @@ from srd.device import Precision, choose_device, set_determinism
 from srd.distributed import processes
 from srd.distributed.batch_norm import use_global_batch_norm
 from srd.errors import UserError
-from srd.evaluation.accuracy import Accuracy, evaluating, measure
+from srd.evaluation.accuracy import Accuracy, evaluating
 from srd.files.locate import recipe_file
 from srd.method.losses import LOSSES, NoSettings, create_loss
+from srd.models.initial import place_of, start_from
 from srd.models.outputs import width
 from srd.models.students import open_student
 from srd.models.teacher import LoadedTeacher, Normalization, open_teacher
@@ -42,6 +44,7 @@ from srd.training.loop import Loop, TrainData
 from srd.training.optim import check_optimizer, create_optimizer, create_schedule
 from srd.training.session import Identity, Session, open_session
 from srd.training.task import DistillationTask
+from srd.training.teaching import check_fits, measure_on, measure_teacher
 
 Trained = Literal["student", "teacher"]
 
@@ -62,7 +65,7 @@ def train(config: Config, trained: Trained = "student") -> None:
         set_determinism(config.deterministic)
         inputs = open_training(config, pin_memory=device.type == "cuda")
         distill = Distill(loss=NoSettings()) if trained == "teacher" else config.distill
-        config, teacher = with_teacher(config, distill, inputs.num_classes, precision)
+        config, teacher = with_teacher(config, distill, inputs, precision)
         task = make_task(config, trained, distill, inputs.num_classes, teacher, precision)
         identity = identify(config, trained, inputs, teacher)
         with open_session(
@@ -76,12 +79,15 @@ def train(config: Config, trained: Trained = "student") -> None:
             if session is None:
                 return
             announce(session, inputs, task, teacher, precision)
+            if session.opened.state is None:
+                start(session, config, trained, task, inputs.num_classes)
             prepare(task, teacher, config, precision)
             loop = make_loop(session, config, task, inputs, precision)
             session.start(
                 loop,
-                teacher=teacher.name if teacher else None,
-                measure_teacher=teacher_measure(session, config, inputs, teacher, precision),
+                measure_teacher=partial(
+                    measure_teacher, teacher, config.teacher, inputs, session, precision
+                ),
             )
             accuracy = loop.fit()
             session.finish(
@@ -118,20 +124,22 @@ def open_training(config: Config, *, pin_memory: bool) -> Inputs:
 
 
 def with_teacher(
-    config: Config, distill: Distill, num_classes: int, precision: Precision
+    config: Config, distill: Distill, inputs: Inputs, precision: Precision
 ) -> tuple[Config, LoadedTeacher | None]:
     """The teacher, if the loss reads one; trained first where `teacher.recipe` says how."""
     loss = LOSSES[distill.loss.name]
     if not (loss.logits or loss.reads):
         return config, None
     config = with_trained_teacher(config)
-    return config, open_teacher(
+    teacher = open_teacher(
         config.teacher,
-        num_classes=num_classes,
+        num_classes=inputs.num_classes,
         image_size=config.model.image_size,
         given=Normalization(config.data.mean, config.data.std),
         precision=precision,
     )
+    check_fits(teacher, distill, inputs.class_names)
+    return config, teacher
 
 
 def with_trained_teacher(config: Config) -> Config:
@@ -199,7 +207,18 @@ def make_task(
         teach=teacher,
         smoothing=config.augment.label_smoothing,
         precision=precision,
+        knows_classes=teacher is None or teacher.knows_classes,
     ).to(precision.device)
+
+
+def start(
+    session: Session, config: Config, trained: Trained, task: DistillationTask, num_classes: int
+) -> None:
+    """Load the weights that a training starts from, if it starts from any."""
+    name = config.teacher.name if trained == "teacher" else config.model.name
+    if (where := place_of(config.model.init, name)) is not None:
+        sizes = {"num_classes": num_classes, "image_size": config.model.image_size}
+        session.log.info(start_from(where, task.model, name, **sizes, role=trained))
 
 
 def prepare(
@@ -291,38 +310,4 @@ def announce(
     if teacher is not None:
         digest = f", SHA-256 {teacher.sha256}" if teacher.sha256 else ""
         session.log.info(f"teacher {teacher.name} from {teacher.source}{digest}")
-
-
-def teacher_measure(
-    session: Session,
-    config: Config,
-    inputs: Inputs,
-    teacher: LoadedTeacher | None,
-    precision: Precision,
-) -> Callable[[], Accuracy] | None:
-    """What measures the teacher before training; None where nobody asked."""
-    if teacher is None or not config.teacher.evaluate:
-        return None
-    label = "evaluating the teacher"
-    return lambda: measure_on(inputs, teacher.classify, session, precision, label)
-
-
-def measure_on(
-    inputs: Inputs,
-    predict: Callable[[Tensor], Tensor],
-    session: Session,
-    precision: Precision,
-    label: str,
-    stop: Callable[[], bool] = lambda: False,
-) -> Accuracy:
-    """Accuracy of `predict` (images to logits) on the validation images."""
-    return measure(
-        predict,
-        inputs.val,
-        images=inputs.val_images,
-        precision=precision,
-        log=session.log,
-        broken=inputs.broken,
-        label=label,
-        stop=stop,
-    )
+        session.log.tell(teacher.notes)

@@ -23,7 +23,8 @@ def test_what_is_listed_are_settings(doing: Doing) -> None:
     [
         ("teacher", "distill.loss.name", "vkd"),
         ("teacher", "model.name", "tiny"),
-        ("teacher", "teacher.checkpoint", "teacher.pth"),
+        ("teacher", "teacher.mean", [0.5, 0.5, 0.5]),
+        ("evaluation", "model.init", "pretrained"),
         ("evaluation", "optim.lr", 0.1),
         ("evaluation", "train.epochs", 2),
         ("evaluation", "resume", "none"),
@@ -37,6 +38,27 @@ def test_without_effect_it_is_refused_by_hand_and_may_stand_in_a_file(
         configure([], [layer], doing)
     configure([layer], [], doing)
     configure([], [layer], "student")
+
+
+@pytest.mark.parametrize(
+    ("field", "recipe"), [("name", None), ("checkpoint", None), ("mean", "teacher.yaml")]
+)
+def test_a_teacher_given_by_hand_wins_over_a_files_recipe(field: str, recipe: str | None) -> None:
+    shared = [Layer("file", {"teacher": {"recipe": "teacher.yaml"}})]
+    value = [0.5, 0.5, 0.5] if field == "mean" else "resnet18"
+    given = [Layer("--teacher", {"teacher": {field: value}})]
+    assert configure(shared, given, "student").teacher.recipe == recipe
+    both = [*given, Layer("--set", {"teacher": {"recipe": "mine.yaml"}})]
+    assert configure(shared, both, "student").teacher.recipe == "mine.yaml"
+
+
+def test_a_checkpoint_for_a_teacher_that_is_trained_is_where_it_starts() -> None:
+    given = [Layer("--teacher-checkpoint", {"teacher": {"checkpoint": "t.pth"}})]
+    assert configure([], given, "teacher").model.init == "t.pth"
+    assert configure(given, [], "teacher").model.init is None  # a file's is its student's
+    assert configure([], given, "student").model.init is None
+    with pytest.raises(UserError, match="leave one out"):
+        configure([], [*given, Layer("--init", {"model": {"init": "t.pth"}})], "teacher")
 
 
 def test_what_everything_reads() -> None:

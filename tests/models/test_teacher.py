@@ -12,6 +12,7 @@ import safetensors.torch
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from deit.student import create_student
 from srd.config.fields import Teacher
@@ -179,18 +180,65 @@ def test_a_file_that_is_not_what_its_name_claims_is_refused(
         load(wrong)
 
 
-def test_other_classes_other_sizes_and_unknown_models_are_refused(teacher_file: Path) -> None:
-    with pytest.raises(UserError, match=r"head\.fc\.weight .* instead of"):
-        load(teacher_file, classes=7)
+def test_other_networks_and_unknown_models_are_refused(teacher_file: Path) -> None:
+    with pytest.raises(UserError, match="does not fit test_resnet with 10 classes"):
+        load(teacher_file, name="test_resnet")
     with pytest.raises(UserError, match=r"unknown teacher 'regnetyy_002' \(did you mean"):
         load(teacher_file, name="regnetyy_002")
 
 
-def test_a_size_that_the_teacher_cannot_read_is_told_before_training(tmp_path: Path) -> None:
-    model = timm.create_model("test_convnext", num_classes=3)
+@pytest.mark.parametrize("headless", [False, True])
+def test_other_classes_or_no_head_teach_features_alone(teacher_file: Path, headless: bool) -> None:
+    weights = torch.load(teacher_file)["model"]
+    if headless:
+        weights = {name: value for name, value in weights.items() if not name.startswith("head.")}
+        torch.save(weights, teacher_file := teacher_file.with_name("headless.pth"))
+    loaded = load(teacher_file, classes=10 if headless else 7)
+    assert (
+        not loaded.knows_classes and load(teacher_file.with_name("regnety_002.pth")).knows_classes
+    )
+    assert ["by its features alone" in note for note in loaded.notes] == [True]
+    images = torch.randn(2, 3, 32, 32)
+    whole = load(teacher_file.with_name("regnety_002.pth"))
+    assert torch.equal(loaded(images).features, whole(images).features)
+
+
+def test_a_teacher_reads_resized_images_where_it_cannot_read_the_students(tmp_path: Path) -> None:
+    model = timm.create_model("test_convnext", num_classes=3).eval()
     torch.save(model.state_dict(), tmp_path / "weights.pth")
-    with pytest.raises(UserError, match=r"the teacher test_convnext cannot read images of 16x16"):
-        load(tmp_path / "weights.pth", classes=3, size=16, name="test_convnext")
+    loaded = load(tmp_path / "weights.pth", classes=3, size=16, name="test_convnext")
+    assert loaded.knows_classes and loaded.notes == (
+        "the teacher test_convnext reads 32x32 pixels: images are resized for it",
+    )
+    images = torch.randn(2, 3, 16, 16)
+    larger = F.interpolate(images, (32, 32), mode="bicubic", antialias=True)
+    usual = model.pretrained_cfg
+    scale = 0.5 / torch.tensor(usual["std"]).view(3, 1, 1)
+    shift = (0.5 - torch.tensor(usual["mean"]).view(3, 1, 1)) / torch.tensor(usual["std"]).view(
+        3, 1, 1
+    )
+    with torch.no_grad():
+        expected = model(larger * scale + shift)
+    torch.testing.assert_close(loaded(images).logits, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_positions_of_another_size_are_resized(tmp_path: Path) -> None:
+    torch.save(create_student("tiny", 10, 64).state_dict(), tmp_path / "tiny.pth")
+    loaded = load(tmp_path / "tiny.pth", name="tiny", size=32)
+    assert loaded.knows_classes
+    assert loaded.notes == ("the teacher tiny: pos_embed resized for 32 pixels",)
+
+
+def test_a_run_says_what_its_teacher_was_trained_on(tmp_path: Path, teacher_file: Path) -> None:
+    checkpoints = tmp_path / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    identity = {"class_names": ["a", "b"]}
+    config = {"identity": identity, "data": {"mean": [0.1] * 3, "std": [0.2] * 3}}
+    content = {"model": torch.load(teacher_file)["model"], "config": config}
+    torch.save(content, checkpoints / "best.pth")
+    loaded = load(tmp_path / "run")
+    assert loaded.class_names == ["a", "b"] and loaded.source.endswith("best.pth")
+    assert load(teacher_file).class_names is None
 
 
 # Teachers of the Hub
@@ -217,8 +265,6 @@ def test_weights_that_are_not_on_the_hub() -> None:
         from_hub("tiny")
     with pytest.raises(UserError, match="timm has no weights 'resnetblur18'"):
         from_hub("resnetblur18")
-    with pytest.raises(UserError, match=r"know 1000 classes, the data has 10: train a teacher"):
-        from_hub("resnet18.a1_in1k", classes=10)
 
 
 @pytest.fixture
@@ -257,11 +303,12 @@ def test_a_teacher_of_anybodys_repository(on_the_hub: Callable[[str, int], nn.Mo
     assert teacher.sha256 is None and teacher.source == "Hub weights hf-hub:me/small"
 
 
-def test_a_repository_of_other_classes_does_not_get_a_random_head(
+def test_a_repository_of_other_classes_teaches_features_alone(
     on_the_hub: Callable[[str, int], nn.Module],
 ) -> None:
     on_the_hub("me/small", 5)
-    with pytest.raises(UserError, match="hf-hub:me/small know 5 classes, the data has 7"):
-        from_hub("hf-hub:me/small", classes=7)
+    teacher = from_hub("hf-hub:me/small", classes=7)
+    assert not teacher.knows_classes and "the 7 classes of the data" in teacher.notes[0]
+    assert from_hub("hf-hub:me/small", classes=5).notes == ()
     with pytest.raises(UserError, match=r"no hf-hub:me/nothing from the Hub \("):
         from_hub("hf-hub:me/nothing", classes=7)

@@ -202,11 +202,6 @@ def test_no_teacher_file_and_no_network(refused: Refused, folder: Any) -> None:
     assert "--teacher-checkpoint" in said
 
 
-def test_hub_weights_of_other_classes(refused: Refused, distil: Any) -> None:
-    said = refused(*distil, "--set=teacher.checkpoint=null", "--teacher=regnety_160")
-    assert "1000 classes" in said and "10" in said and "--train_teacher" in said
-
-
 def test_a_missing_teacher_file(refused: Refused, distil: Any) -> None:
     assert "nowhere.pth" in refused(*distil, "--teacher-checkpoint=nowhere.pth")
 
@@ -222,20 +217,12 @@ def test_a_teachers_file_that_is_not_what_its_name_claims(
 def test_a_teacher_of_other_classes(refused: Refused, distil: Any, tmp_path: Path) -> None:
     model = timm.create_model("test_byobnet", num_classes=3)
     torch.save(model.state_dict(), tmp_path / "three.pth")
-    said = refused(*distil, "--teacher-checkpoint=three.pth")
-    assert "three.pth" in said and "10 classes" in said and "head.fc.weight (3, 256)" in said
+    said = refused(*distil, "--teacher-checkpoint=three.pth", "--distillation=kd")
+    assert "test_byobnet has no head for the 10 classes" in said and "kd reads its logits" in said
 
 
 def test_a_teacher_of_another_kind(refused: Refused, distil: Any) -> None:
     assert "does not fit test_resnet" in refused(*distil, "--teacher=test_resnet")
-
-
-def test_a_teacher_that_is_too_deep_for_such_small_images(
-    refused: Refused, distil: Any, tmp_path: Path
-) -> None:
-    torch.save(timm.create_model("inception_v3", num_classes=10).state_dict(), tmp_path / "in.pth")
-    said = refused(*distil, "--teacher=inception_v3", "--teacher-checkpoint=in.pth")
-    assert "teacher" in said and "16" in said
 
 
 def test_a_truncated_teacher(refused: Refused, distil: Any, random_teacher: Path) -> None:

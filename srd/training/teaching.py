@@ -1,0 +1,88 @@
+"""Whether a teacher can teach this data: of its classes, and better than chance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from srd.config.fields import Distill, Teacher
+from srd.data.inputs import Inputs, sample
+from srd.device import Precision
+from srd.errors import UserError
+from srd.evaluation.accuracy import Accuracy, measure
+from srd.method.losses import LOSSES
+from srd.models.teacher import LoadedTeacher
+from srd.training.session import Session
+
+NEAR_CHANCE = 1.5  # times the accuracy of guessing
+SAMPLE = 2_000  # validation images that a teacher is measured on, unless all are asked for
+
+
+def check_fits(teacher: LoadedTeacher, distill: Distill, class_names: list[str]) -> None:
+    """Raise a UserError for a teacher of other classes than the data's that is read by its logits.
+
+    Args:
+        class_names: of the data, in order.
+    """
+    if not teacher.knows_classes and LOSSES[distill.loss.name].reads in (None, "logits"):
+        raise UserError(
+            f"the teacher {teacher.name} has no head for the {len(class_names)} classes of the data, "
+            f"and {distill.loss.name} reads its logits: take a loss that reads features, such as srd, "
+            "or train a teacher on the data (--train_teacher)"
+        )
+    names = teacher.class_names
+    if teacher.knows_classes and names is not None and names != class_names:
+        own, other = next((a, b) for a, b in zip(names, class_names, strict=True) if a != b)
+        raise UserError(
+            f"the teacher {teacher.name} was trained on other classes: its {own!r} is {other!r} in "
+            "the data; train it on this data (--train_teacher)"
+        )
+
+
+def measure_teacher(
+    teacher: LoadedTeacher | None,
+    settings: Teacher,
+    inputs: Inputs,
+    session: Session,
+    precision: Precision,
+) -> Accuracy | None:
+    """The teacher's accuracy, told with a warning near chance; None where it is not recorded.
+
+    Unless asked for, it is measured on a sample, for the log alone; a teacher of other classes is
+    not measured.
+    """
+    if teacher is None or settings.evaluate is False or not teacher.knows_classes:
+        return None
+    inputs = inputs if settings.evaluate else sample(inputs, SAMPLE)
+    label = "evaluating the teacher"
+    accuracy = measure_on(inputs, teacher.classify, session, precision, label)
+    session.log.info(f"teacher {teacher.name}  {accuracy}")
+    chance = 100 / inputs.num_classes
+    if accuracy.acc1 < NEAR_CHANCE * chance:
+        session.log.info(
+            f"warning: the teacher {teacher.name} is near chance ({chance:.3g} %) on these images: "
+            "are its weights of this data, and its classes in the same order?"
+        )
+    return accuracy if settings.evaluate else None
+
+
+def measure_on(
+    inputs: Inputs,
+    predict: Callable[[Tensor], Tensor],
+    session: Session,
+    precision: Precision,
+    label: str,
+    stop: Callable[[], bool] = lambda: False,
+) -> Accuracy:
+    """Accuracy of `predict` (images to logits) on the validation images."""
+    return measure(
+        predict,
+        inputs.val,
+        images=inputs.val_images,
+        precision=precision,
+        log=session.log,
+        broken=inputs.broken,
+        label=label,
+        stop=stop,
+    )
