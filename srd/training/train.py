@@ -79,7 +79,7 @@ def train(config: Config, trained: Trained = "student") -> None:
             if session is None:
                 return
             announce(session, inputs, task, teacher, precision)
-            if session.opened.state is None:
+            if session.state is None:
                 start(session, config, trained, task, inputs.num_classes)
             prepare(task, teacher, config, precision)
             loop = make_loop(session, config, task, inputs, precision)
