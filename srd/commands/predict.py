@@ -56,7 +56,7 @@ def predict_all(flags: Any) -> None:
 
     device = choose_device(flags.device)
     pictures = find_pictures(flags.images, sys.stdin.buffer)
-    classifier = open_model(Path(flags.model).expanduser(), device)
+    classifier = open_model(Path(os.path.expanduser(flags.model)), device)
     broken = 0
     for found in predict(classifier, pictures, device, flags.top, flags.batch_size):
         if found.broken:
@@ -75,7 +75,7 @@ def open_model(path: Path, device: Any) -> Any:
     from srd.export.onnx_network import open_onnx
 
     inside = path / ONNX
-    if inside.is_file() and not (path / WEIGHTS).is_file():
+    if os.path.isfile(inside) and not os.path.isfile(path / WEIGHTS):
         path = inside
     if path.suffix == ".onnx":
         return open_onnx(path, device.type)

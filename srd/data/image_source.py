@@ -107,8 +107,9 @@ def open_image(file: io.BytesIO) -> Image.Image:
         raise TooLarge(f"{width}x{height} pixels: more than {LIMITS.pixels:,} are not read")
     if max(image.size) > LIMITS.aspect * min(image.size):
         raise TooLarge(f"{width}x{height} pixels: too long and narrow")
-    if image.format in ("JPEG", "MPO") and file.getvalue().count(JPEG_SCAN) > LIMITS.scans:
-        raise TooLarge(f"a JPEG file of more than {LIMITS.scans} scans")
+    scans = file.getvalue().count(JPEG_SCAN) if image.format in ("JPEG", "MPO") else 0
+    if scans > LIMITS.scans or scans * width * height > LIMITS.scanned:
+        raise TooLarge(f"a JPEG file of {scans} scans")
     return image
 
 

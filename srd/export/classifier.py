@@ -7,6 +7,7 @@ of the project recognises its own.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -49,23 +50,32 @@ def open_classifier(path: str | Path, halves: Iterable[Half] | None = None) -> C
         UserError: no such thing, or weights that nobody knows.
     """
     halves = installed_halves() if halves is None else halves  # they register with timm, too
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if (folder := exported_folder(path)) is not None:
         weights = folder / WEIGHTS
         return build(
             read_description(folder), load_weights(weights), weights, folder.resolve().name
         )
-    source = read_source(path / WEIGHTS if (path / WEIGHTS).is_file() else path)
+    source = read_source(path / WEIGHTS if os.path.isfile(path / WEIGHTS) else path)
     if (described := exported_with(source.metadata, source.path)) is not None:
         return build(described, source.weights, source.path, source.path.stem)
     for half in (describe_run, *halves):
-        if (found := half(source)) is not None:
+        if (found := _described(half, source)) is not None:
             return build(*found, source.path, source.run_name or found[0].architecture)
     some = ", ".join(list(source.weights)[:3])
     raise UserError(
         f"{source.path} holds no student of this project: it is no run's, and neither DeiT with a "
         f"convolutional stem nor a ResNet has {some}, ..."
     )
+
+
+def _described(half: Half, source: Source) -> tuple[Description, Mapping[str, Tensor]] | None:
+    """What a half says of weights; its errors name the file."""
+    try:
+        return half(source)
+    except UserError as error:
+        where = "" if str(source.path) in str(error) else f"{source.path}: "
+        raise UserError(f"{where}{error}") from None
 
 
 def installed_halves() -> list[Half]:
@@ -76,7 +86,7 @@ def installed_halves() -> list[Half]:
 def exported_folder(path: Path) -> Path | None:
     """The exported folder that `path` is, or whose weights it is."""
     folder = path.parent if path.name == WEIGHTS else path
-    return folder if (folder / CONFIG).is_file() else None
+    return folder if os.path.isfile(folder / CONFIG) else None
 
 
 def build(

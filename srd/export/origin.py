@@ -5,6 +5,7 @@ A run's folder, one of its checkpoints, or anyone's file of weights, read as dat
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,8 +47,8 @@ def read_source(path: str | Path) -> Source:
     Raises:
         UserError: there is nothing, or nothing with weights in it.
     """
-    path = Path(path).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(path))
+    if os.path.isdir(path):
         student = RunFolder(path, "").student
         if not student.is_file():
             raise UserError(

@@ -101,10 +101,11 @@ def find_pictures(arguments: Iterable[str], stdin: BinaryIO) -> list[Picture]:
 
 
 def _named(name: str) -> list[Picture]:
-    path = Path(name)
-    if not path.is_dir():
+    if not os.path.isdir(name):
         return [Picture(name)]
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMG_EXTENSIONS and p.is_file())
+    files = sorted(
+        p for p in Path(name).rglob("*") if p.suffix.lower() in IMG_EXTENSIONS and p.is_file()
+    )
     if not files:
         raise UserError(f"no pictures in {name}: looked for {', '.join(IMG_EXTENSIONS)}")
     return [Picture(str(file)) for file in files]

@@ -41,6 +41,7 @@ class Limits:
     pixels: int = 89_478_485  # where Pillow begins to warn; 0.4 GB in memory, twice that while read
     aspect: int = 500  # the longer side over the shorter, which is what gets resized
     scans: int = 100  # of a JPEG file, each a walk through the whole picture; usual are 1 to 17
+    scanned: int = 2_000_000_000  # pixels in all of them
 
     # Downloads.
     download_bytes: int = 16 << 30

@@ -8,6 +8,7 @@ packages.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from srd.printable import printable
 # the DeiT authors keep the moving average of them.
 WEIGHT_ENTRIES = ("model", "state_dict", "model_state_dict")
 EMA_ENTRIES = ("state_dict_ema", "model_ema")
-WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+WRAPPER_PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.)+")
 # Where wrappers keep what was trained beside the student: the released DeiT files and ours beside
 # its weights, torchdistill's wrappers beside a `model`.
 PROJECTOR_PREFIX = "distillation_loss."
@@ -185,9 +186,7 @@ def load_content(path: str | Path, *, checked: bool = False) -> Content:
 
 def _bare(name: str) -> str:
     """`name` without the prefixes that wrappers put before it."""
-    while name.startswith(WRAPPER_PREFIXES):
-        name = name.split(".", 1)[1]
-    return name
+    return WRAPPER_PREFIXES.sub("", name)
 
 
 def _some(names: Iterable[str], most: int = 4) -> str:

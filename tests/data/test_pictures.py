@@ -94,7 +94,7 @@ def test_a_picture_of_many_scans() -> None:
     assert open_image(io.BytesIO(data)).size == (16, 16)
     last = data.rindex(b"\xff\xda")
     many = data[:last] + data[last:-2] * 200 + data[-2:]
-    with pytest.raises(ValueError, match="more than 100 scans"):
+    with pytest.raises(ValueError, match=r"a JPEG file of 20\d scans"):
         read_image(io.BytesIO(many))
 
 

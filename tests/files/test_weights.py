@@ -6,6 +6,7 @@ import argparse
 import os
 import pickle
 import sys
+import time
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -172,6 +173,13 @@ def test_what_is_beside_the_student_is_not_swallowed(tmp_path: Path) -> None:
 def test_a_model_with_a_part_called_model_keeps_its_names(tmp_path: Path) -> None:
     weights = {"model.a": torch.ones(1), "head.b": torch.ones(2), "linear.c": torch.ones(3)}
     assert_same(load_weights(saved(tmp_path / "a.pth", weights)), weights)
+
+
+def test_prefixes_without_end_are_taken_off_at_once(tmp_path: Path) -> None:
+    started = time.process_time()
+    path = saved(tmp_path / "a.pth", {"module._orig_mod." * 100_000 + "w": torch.ones(1)})
+    assert_same(load_weights(path), {"w": torch.ones(1)})
+    assert time.process_time() - started < 5
 
 
 def test_names_that_become_the_same_are_refused(tmp_path: Path) -> None:
