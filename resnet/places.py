@@ -52,6 +52,15 @@ class Places(NamedTuple):
             )
 
 
+def names_a_file(text: str) -> bool:
+    """Whether a text can be the name of a file, there or not."""
+    try:
+        Path(text).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):  # too long, no such user, a null character
+        return False
+    return "\0" not in text
+
+
 def _is_checkpoint(path: Path) -> bool:
     """Whether torch wrote this file, today's way; what is in it does not matter."""
     if not path.is_file() or not zipfile.is_zipfile(path):

@@ -21,7 +21,7 @@ from torchdistill.models.registry import AUXILIARY_MODEL_WRAPPER_DICT, MODEL_DIC
 
 from resnet import allowed
 from resnet.nodes import Section
-from resnet.places import Places
+from resnet.places import Places, names_a_file
 from resnet.trust import TRUST, Made, check_arguments, check_value, own
 from srd.errors import UserError, nearest
 
@@ -98,7 +98,8 @@ class Registries:
         kwargs = self.part(section, "kwargs")
         check_arguments(kwargs, allowed.NETWORK_ARGUMENTS, f"{name}.kwargs", where)
         self.places.check(section.get("dst_ckpt"), f"{name}.dst_ckpt", where)
-        if not isinstance(section.get("src_ckpt"), str | None):
+        source = section.get("src_ckpt")
+        if not isinstance(source, str | None) or (source and not names_a_file(source)):
             raise UserError(f"{where}: {name}.src_ckpt must be the name of a file")
 
     def train(self, parent: Section, name: str) -> None:
