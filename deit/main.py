@@ -48,13 +48,17 @@ def trained(flags: argparse.Namespace) -> Literal["student", "teacher"] | None:
 
 
 def configure(flags: argparse.Namespace) -> Any:
-    """Defaults, then the YAML file, then flags, then --set."""
+    """Defaults, then the YAML file (or the evaluated run's own), then flags, then --set."""
     from srd.config.effects import configure
     from srd.config.layers import Layer, nested, read_yaml, setting
     from srd.files.locate import recipe_file
+    from srd.run.settings import own_settings
 
-    file = flags.config and recipe_file(flags.config)
-    shared = [Layer(flags.config, read_yaml(file))] if file else []
+    shared = []
+    if flags.config:
+        shared = [Layer(flags.config, read_yaml(recipe_file(flags.config)))]
+    elif flags.checkpoint:
+        shared = own_settings(flags.checkpoint)
     given = []
     for name, (field, _) in FLAGS.items():
         if (value := getattr(flags, field)) is not None:

@@ -180,6 +180,7 @@ def _suggest(key: str, known: list[str], *, of_its_section: bool) -> str:
     section, _, last = key.rpartition(".")
     if of_its_section:
         own = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == section]
+        own = [name for name in own if name != last]  # of another kind of the section
         return nearest(last, own).replace("'", f"'{section}.", 1)
     if not section:
         by_last_part = {name.rsplit(".", 1)[-1]: name for name in known}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from PIL import Image, ImageOps
 from srd.config.fields import Data
 from srd.data.image_source import Opened, read_image
 from srd.errors import UserError
+from srd.files.locate import answers
 from srd.installed import need_extra
 
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 VAL_SPLITS = ("validation", "val", "valid", "test")  # the first that is there is measured on
 
 
@@ -47,6 +50,9 @@ def _load(path: str) -> Mapping[str, Any]:
     if folder.is_file():
         raise UserError(f"{path} is a file: set --data-path to its folder")
     here = str(folder) if folder.is_dir() else path
+    where = "" if folder.is_dir() else "no folder, and "
+    if where and HUB_NAME.fullmatch(path) and not _hub_answers():
+        where = "no folder, the Hub cannot be reached, and it is "
     saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
     try:
         loaded: Any = (
@@ -56,11 +62,23 @@ def _load(path: str) -> Mapping[str, Any]:
         )
     except Exception as error:  # the library's, the Hub client's: no common class
         reason = " ".join(str(error).split())[:160] or type(error).__name__
-        where = "" if folder.is_dir() else "no folder, and "
         raise UserError(
             f"{path} is {where}no data set that `datasets` can open ({reason})"
         ) from None
     return loaded if isinstance(loaded, dict) else {"train": loaded}
+
+
+def _hub_answers() -> bool:
+    """Whether the Hub is there; if not, only what was fetched before is looked for from now on.
+
+    The library would ask again and again for half a minute.
+    """
+    import datasets.config
+    from huggingface_hub.constants import ENDPOINT
+
+    if not datasets.config.HF_HUB_OFFLINE and not answers(ENDPOINT):
+        datasets.config.HF_HUB_OFFLINE = datasets.config.HF_DATASETS_OFFLINE = True
+    return not datasets.config.HF_HUB_OFFLINE
 
 
 class HFImages:

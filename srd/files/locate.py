@@ -60,7 +60,7 @@ def _from_hub(name: str) -> Path:
         raise UserError(f"{name}: expected {HUB}user/repository[@revision][/file]")
     repository, revision, file = parts.groups()
     # the client would try again for half a minute where there is no network
-    offline = HF_HUB_OFFLINE or not _answers(ENDPOINT)
+    offline = HF_HUB_OFFLINE or not answers(ENDPOINT)
     files = (file,) if file else HUB_FILES
     for wanted in files:
         try:
@@ -82,7 +82,7 @@ def _from_hub(name: str) -> Path:
     raise UserError(f"{name}: the repository has no {' nor '.join(files)}; name a file of it")
 
 
-def _answers(endpoint: str, seconds: float = 5.0) -> bool:
+def answers(endpoint: str, seconds: float = 5.0) -> bool:
     """Whether somebody listens there; behind a proxy, assumed."""
     address = urlsplit(endpoint)
     if address.scheme in urllib.request.getproxies():

@@ -39,6 +39,8 @@ def train(
     Raises:
         UserError: wrong input; Stopped and RunFailed as `srd.training.train.train`.
     """
+    if not isinstance(config, str | Path | None):
+        raise UserError(f"config={config!r}: expected the name of a YAML file")
     fields = {name.replace("-", "_"): field for name, (field, _) in FLAGS.items()} | SHORT
     shared = [Layer(str(config), read_yaml(recipe_file(config)))] if config is not None else []
     given = []

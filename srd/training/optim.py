@@ -56,7 +56,8 @@ def check_optimizer(optim: Optim) -> dict[str, Any]:
     known = [n for n in list_optimizers() if not isinstance(get_optimizer_info(n).opt_class, str)]
     if optim.name not in known:
         raise UserError(
-            f"unknown optimizer {optim.name!r} (optim.name){nearest(optim.name, known)}: one of timm's"
+            f"unknown optimizer {optim.name!r} (optim.name){nearest(optim.name, known)}: "
+            "not one of timm's"
         )
     info = get_optimizer_info(optim.name)
     if info.second_order:

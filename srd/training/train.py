@@ -130,7 +130,7 @@ def with_teacher(
     loss = LOSSES[distill.loss.name]
     if not (loss.logits or loss.reads):
         return config, None
-    config = with_trained_teacher(config)
+    config = with_trained_teacher(config, inputs.num_classes)
     teacher = open_teacher(
         config.teacher,
         num_classes=inputs.num_classes,
@@ -142,7 +142,7 @@ def with_teacher(
     return config, teacher
 
 
-def with_trained_teacher(config: Config) -> Config:
+def with_trained_teacher(config: Config, num_classes: int) -> Config:
     """`config` with its teacher's checkpoint filled in where `teacher.recipe` says how to train it.
 
     The teacher is trained once, with the student's data, device and output folder.
@@ -165,12 +165,24 @@ def with_trained_teacher(config: Config) -> Config:
         raise UserError(f"{path} trains a teacher for others: it needs a `name`")
     folder = RunFolder(recipe.output, recipe.name)
     if folder.read_result() is None:
+        check_student(config, num_classes)
         if processes.is_main():
             print(f"first the teacher, once: {path} into {folder.path}")
         train(recipe, "teacher")
     checkpoint = str(folder.best if recipe.train.keep_best else folder.last)
     teacher = replace(config.teacher, name=recipe.teacher.name, checkpoint=checkpoint)
     return replace(config, teacher=teacher)
+
+
+def check_student(config: Config, num_classes: int) -> None:
+    """Build the student once and drop it: mistakes in it are told before a teacher is trained."""
+    loss, size = LOSSES[config.distill.loss.name], config.model.image_size
+    reads = loss.reads in ("features", "tokens")
+    student = open_student(
+        config.model.name, num_classes=num_classes, image_size=size, reads_features=reads
+    )
+    if loss.reads is not None:
+        width(student, loss.reads, image_size=size, role="student")
 
 
 def make_task(

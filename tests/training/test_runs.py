@@ -135,6 +135,12 @@ def test_evaluation_prints_the_accuracy_that_training_reported(
     assert f"loss {best['loss']:.4f}" in shown.out and "500 images" in shown.out
 
 
+def test_a_runs_folder_is_evaluated_with_its_own_settings(distilled: Any, deit: Any) -> None:
+    shown = deit(f"--checkpoint={distilled.path}")
+    best = max(distilled.rows("eval"), key=lambda row: row["acc1"])
+    assert shown.code == 0 and f"acc1 {best['acc1']:.2f}" in shown.out
+
+
 def test_evaluation_does_not_depend_on_the_batch(distilled: Any, recipe: Path) -> None:
     best = max(distilled.rows("eval"), key=lambda row: row["acc1"])
     config = main.configure(
@@ -196,6 +202,8 @@ def test_a_teacher_is_trained_and_teaches(
                    "--name=teacher", "--set=data.mean=[0.1,0.2,0.3]")  # fmt: skip
     assert trained.code == 0
     run = open_run(tmp_path / "teacher")
+    evaluated = deit(f"--checkpoint={run.path}")
+    assert evaluated.code == 0 and f"acc1 {run.result()['best_acc1']:.2f}" in evaluated.out
     assert run.result()["trained"] == "teacher" and run.result()["model"] == "test_byobnet"
     assert set(run.rows("step")[0]) == CONTRACT["step"] - {"kl", "repr", "images_per_second"}
     model = timm.create_model("test_byobnet", num_classes=10)
