@@ -169,7 +169,7 @@ def test_what_is_no_data_set(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert refused(str(tmp_path / "empty")).startswith(f"{tmp_path}/empty is no data set")
     assert "no folder, and no data set" in refused(str(tmp_path / "nowhere"))
-    assert "no folder, and no data set" in refused("someone/pictures")  # without a network
+    assert "the Hub cannot be reached" in refused("someone/pictures")
     (tmp_path / "file.parquet").write_bytes(b"")
     assert "set --data-path to its folder" in refused(str(tmp_path / "file.parquet"))
     data = saved(tmp_path, test=rows(4))
