@@ -75,7 +75,7 @@ def read_run(folder: Path) -> Run:
     from srd.run.folder import RunFolder
     from srd.run.log import read_metrics
 
-    files = RunFolder(folder, "")
+    files = RunFolder(folder)
     result = files.read_result() or {}
     if missing := [name for name in SHOWN if name not in result]:
         raise UserError(f"{files.result} is no run's result: it has no {missing[0]}")

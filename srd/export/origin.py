@@ -49,7 +49,7 @@ def read_source(path: str | Path) -> Source:
     """
     path = Path(os.path.expanduser(path))
     if os.path.isdir(path):
-        student = RunFolder(path, "").student
+        student = RunFolder(path).student
         if not student.is_file():
             raise UserError(
                 f"no student in {path}: looked for {student.name}; give a run's folder or a "
@@ -79,7 +79,7 @@ def read_source(path: str | Path) -> Source:
 def _run_of(path: Path) -> RunFolder | None:
     """The folder of the run that a file belongs to."""
     for folder in (path.parent, path.parent.parent):
-        run = RunFolder(folder, "")
+        run = RunFolder(folder)
         if path.parent in (run.path, run.checkpoints) and run.config.is_file():
             return run
     return None

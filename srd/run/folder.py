@@ -27,16 +27,18 @@ OWN = {
 class RunFolder:
     """`<output>/<name>/` and the files in it.
 
+    Args:
+        name: None where `output` is the run's folder itself.
+
     Raises:
         UserError: `name` leads out of `output`, or no file system takes it.
     """
 
-    def __init__(self, output: str | Path, name: str) -> None:
+    def __init__(self, output: str | Path, name: str | None = None) -> None:
         try:
-            plain_name(name)
+            self.path = Path(output).expanduser() / ("" if name is None else plain_name(name))
         except ValueError as error:
-            raise UserError(f"--name {error}, not {name[:60]!r}") from None
-        self.path = Path(output).expanduser() / name
+            raise UserError(f"--name {error}, not {str(name)[:60]!r}") from None
         self._inode: tuple[int, int] | None = None  # of the folder, since `prepare`
         self.checkpoints = self.path / "checkpoints"
         self.last = self.checkpoints / "last.pth"

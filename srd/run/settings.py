@@ -16,9 +16,8 @@ def own_settings(run: str | Path) -> list[Layer]:
     Raises:
         UserError: its configuration cannot be read.
     """
-    path = Path(run).expanduser().resolve()
-    folder = RunFolder(path.parent, path.name) if path.is_dir() else None
-    if folder is None or not folder.config.is_file():
+    folder = RunFolder(run)
+    if not folder.config.is_file():
         return []
     layers = [Layer(str(folder.config), read_yaml(folder.config))]
     result = folder.read_result() or {}
