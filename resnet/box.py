@@ -158,11 +158,11 @@ def extras(box: Any, models: Models) -> dict[str, dict[str, Tensor]]:
     """What is trained or tracked besides the plain student: wrappers' and criteria's tensors."""
     plain = [models.student, *([models.teacher] if models.teacher is not None else [])]
     known = {value.data_ptr() for model in plain for value in model.state_dict().values()}
-    found = {}
+    extra: dict[str, dict[str, Tensor]] = {}
     for role, module in _extra_modules(box).items():
         state = module.state_dict()
-        found[role] = {k: v for k, v in state.items() if v.numel() and v.data_ptr() not in known}
-    return found
+        extra[role] = {k: v for k, v in state.items() if v.numel() and v.data_ptr() not in known}
+    return extra
 
 
 def load_extras(box: Any, saved: dict[str, dict[str, Tensor]]) -> None:

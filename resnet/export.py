@@ -60,11 +60,11 @@ def plain_weights(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 def which_resnet(weights: Mapping[str, Tensor], path: Path) -> str:
     """The name of the ResNet whose tensors have these shapes, the last layer left out."""
-    found = {name: value.shape for name, value in weights.items() if not name.startswith("fc.")}
+    shapes = {name: value.shape for name, value in weights.items() if not name.startswith("fc.")}
     for name in ARCHITECTURES:
         with torch.device("meta"):
             expected = timm.create_model(name).state_dict()
-        if found == {k: v.shape for k, v in expected.items() if not k.startswith("fc.")}:
+        if shapes == {k: v.shape for k, v in expected.items() if not k.startswith("fc.")}:
             return name
     raise UserError(f"{path} is a ResNet, but none of {', '.join(ARCHITECTURES)}")
 
@@ -109,10 +109,10 @@ def preprocessing(data: Any, path: Path) -> Preprocessing:
         UserError: other transforms than Resize, CenterCrop, ToTensor and Normalize, or a Resize or
             CenterCrop that is not to a square.
     """
-    found = {step.name: step.arguments for step in _transforms(data, path)}
-    normalize = found.get("Normalize", {"mean": (0.0,) * 3, "std": (1.0,) * 3})
-    resize = found.get("Resize", {}).get("size")
-    size = found.get("CenterCrop", {"size": resize}).get("size")
+    steps = {step.name: step.arguments for step in _transforms(data, path)}
+    normalize = steps.get("Normalize", {"mean": (0.0,) * 3, "std": (1.0,) * 3})
+    resize = steps.get("Resize", {}).get("size")
+    size = steps.get("CenterCrop", {"size": resize}).get("size")
     if not isinstance(resize, int) or not isinstance(size, int) or size > resize:
         raise UserError(
             f"{path}: its test images are not resized to one number of pixels (Resize) and then "
@@ -123,7 +123,7 @@ def preprocessing(data: Any, path: Path) -> Preprocessing:
         mean=tuple(float(value) for value in normalize["mean"]),
         std=tuple(float(value) for value in normalize["std"]),
         crop=_crop(size, resize),
-        interpolation=_interpolation(found["Resize"].get("interpolation", 2), path),
+        interpolation=_interpolation(steps["Resize"].get("interpolation", 2), path),
     )
 
 

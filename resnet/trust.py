@@ -84,8 +84,8 @@ def named(name: str, where: str) -> Made:
     table = _gets()
     if name not in table:
         raise _unlisted(name, table, where)
-    found = _imported(name)
-    return Made(table[name], name, where, lambda: found, type(found))
+    value = _imported(name)
+    return Made(table[name], name, where, lambda: value, type(value))
 
 
 def member(base: Any, name: Any, where: str) -> Made:
@@ -97,8 +97,8 @@ def member(base: Any, name: Any, where: str) -> Made:
     if not isinstance(name, str) or name not in members:
         hint = nearest(str(name), members)
         raise UserError(f"{where}: {base.name} has no {str(name)[:100]!r}{hint}")
-    found = members[name]
-    return Made(base.kind, f"{base.name}.{name}", where, lambda: found, enumeration)
+    member = members[name]
+    return Made(base.kind, f"{base.name}.{name}", where, lambda: member, enumeration)
 
 
 def item(data: Any, index: Any, where: str) -> Any:
@@ -229,12 +229,12 @@ def _calls() -> dict[str, tuple[str, tuple[str, ...] | None, type | None]]:
 def _gets() -> dict[str, str]:
     """What `!import_get` may name, with its kind; the weights of torchvision's classifiers too."""
     models = torchvision.models
-    found = [models.get_model_weights(name) for name in models.list_models(models)]
-    homes = {f"{weights.__module__}.{weights.__name__}": "weights" for weights in found}
+    every = [models.get_model_weights(name) for name in models.list_models(models)]
+    homes = {f"{weights.__module__}.{weights.__name__}": "weights" for weights in every}
     return {
         **allowed.GETS,
         **homes,
-        **{f"torchvision.models.{weights.__name__}": "weights" for weights in found},
+        **{f"torchvision.models.{weights.__name__}": "weights" for weights in every},
     }
 
 

@@ -61,7 +61,7 @@ def run(arguments: Sequence[str]) -> None:
         formats=formats,
         licence=flags.licence,
         overwrite=flags.overwrite,
-        tell=print,
+        report=print,
     )
     for file in sorted(folder.iterdir()):
         print(f"{printable(str(file))}  {file.stat().st_size / 1e6:.3f} MB")

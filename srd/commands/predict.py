@@ -58,12 +58,12 @@ def predict_all(flags: Any) -> None:
     pictures = find_pictures(flags.images, sys.stdin.buffer)
     classifier = open_model(Path(os.path.expanduser(flags.model)), device)
     broken = 0
-    for found in predict(classifier, pictures, device, flags.top, flags.batch_size):
-        if found.broken:
+    for prediction in predict(classifier, pictures, device, flags.top, flags.batch_size):
+        if prediction.broken:
             broken += 1
-            print(f"cannot read {printable(found.broken)}", file=sys.stderr)
+            print(f"cannot read {printable(prediction.broken)}", file=sys.stderr)
         else:
-            print(json.dumps(found.row()) if flags.json else found, flush=True)
+            print(json.dumps(prediction.row()) if flags.json else prediction, flush=True)
     if broken:
         raise UserError(f"{broken} of {len(pictures)} pictures could not be read (named above)")
 

@@ -62,7 +62,7 @@ def _evaluate(
             f"{path}: {len(extras)} tensors beside the student, not needed: {', '.join(extras)}"
         )
     student.to(device, precision.dtype).eval()
-    log.tell(inputs.notes)
+    log.lines(inputs.notes)
     if config.teacher.evaluate:
         given = Normalization(config.data.mean, config.data.std)
         teacher = open_teacher(

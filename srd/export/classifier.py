@@ -60,8 +60,8 @@ def open_classifier(path: str | Path, halves: Iterable[Half] | None = None) -> C
     if (described := exported_with(source.metadata, source.path)) is not None:
         return build(described, source.weights, source.path, source.path.stem)
     for half in (describe_run, *halves):
-        if (found := _described(half, source)) is not None:
-            return build(*found, source.path, source.run_name or found[0].architecture)
+        if (by_half := _described(half, source)) is not None:
+            return build(*by_half, source.path, source.run_name or by_half[0].architecture)
     some = ", ".join(list(source.weights)[:3])
     raise UserError(
         f"{source.path} holds no student of this project: it is no run's, and neither DeiT with a "

@@ -29,7 +29,7 @@ def export(
     formats: Iterable[str] | None = None,
     licence: str = "unknown",
     overwrite: bool = False,
-    tell: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Write `folder`; every graph in it is compared with the network before it appears.
 
@@ -37,7 +37,7 @@ def export(
         formats: names of FORMATS; None for all.
         licence: of the weights, for the model card.
         overwrite: take the place of an earlier export; never of anything else.
-        tell: is told each comparison's result.
+        report: is told each comparison's result.
 
     Raises:
         UserError: the folder exists or cannot be made, or as `choose_formats`.
@@ -50,7 +50,7 @@ def export(
         for format in chosen:
             if (check := format.write(original, parts / format.file)) is not None:
                 checks.append(check)
-                tell(check)
+                report(check)
         usage = [format.usage(classifier) for format in chosen]
         card = model_card(classifier, licence=licence, usage=usage, checks=checks)
         write_text(parts / CARD, card)

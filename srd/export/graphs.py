@@ -115,8 +115,8 @@ def compare(classifier: Classifier, other: nn.Module, name: str, *, reader: str)
     for size in TRIED_BATCHES:
         images = _images(classifier.description, size)
         with torch.inference_mode():
-            expected, found = classifier.model(images), other(images)
-        difference = (expected - found).abs().max().item()
+            expected, actual = classifier.model(images), other(images)
+        difference = (expected - actual).abs().max().item()
         if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
             raise RunFailed(
                 f"{name} does not compute what the network computes: on a batch of {size} the "

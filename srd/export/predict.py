@@ -92,12 +92,12 @@ def find_pictures(arguments: Iterable[str], stdin: BinaryIO) -> list[Picture]:
     Raises:
         UserError: nothing at all, a folder without pictures, or standard input that is neither.
     """
-    found: list[Picture] = []
+    pictures: list[Picture] = []
     for argument in arguments:
-        found += _from_stdin(stdin) if argument == STDIN else _named(argument)
-    if not found:
+        pictures += _from_stdin(stdin) if argument == STDIN else _named(argument)
+    if not pictures:
         raise UserError("no pictures: name files or folders, or - for standard input")
-    return found
+    return pictures
 
 
 def _named(name: str) -> list[Picture]:
@@ -156,8 +156,8 @@ def predict(
     for indices, batch in zip(batches, make_loader(views, batches, workers, False), strict=True):
         guesses: list[tuple[Guess, ...]] = []
         if len(batch.images):
-            found = probabilities(classifier.model, batch.images.to(device))
-            guesses = rank(found, description.labels, top)
+            likely = probabilities(classifier.model, batch.images.to(device))
+            guesses = rank(likely, description.labels, top)
         ranked = dict(zip(batch.targets.tolist(), guesses, strict=True))
         broken = iter(batch.broken)
         for _, index in indices:
@@ -167,9 +167,9 @@ def predict(
                 yield Prediction(pictures[index].name, broken=next(broken))
 
 
-def rank(found: Tensor, labels: Sequence[str], top: int) -> list[tuple[Guess, ...]]:
+def rank(likely: Tensor, labels: Sequence[str], top: int) -> list[tuple[Guess, ...]]:
     """The likeliest classes of each picture, from probabilities (B, C)."""
-    values, numbers = found.topk(min(top, len(labels)))
+    values, numbers = likely.topk(min(top, len(labels)))
     return [
         tuple(Guess(n, labels[n], p) for n, p in zip(row, ps, strict=True))
         for row, ps in zip(numbers.tolist(), values.tolist(), strict=True)

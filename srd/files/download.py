@@ -74,12 +74,12 @@ def _accept(
     url: str, part: Path, target: Path, digits: str, check: Callable[[Path], object] | None
 ) -> str:
     """Put a whole download in its place if it is what was meant; else remove it."""
-    found = sha256(part)
+    digest = sha256(part)
     try:
-        if not found.startswith(digits):
+        if not digest.startswith(digits):
             raise _Wrong(
                 f"{url} gave another file than it should: its SHA-256 starts with "
-                f"{found[: max(8, len(digits))]}, not {digits}; nothing was kept"
+                f"{digest[: max(8, len(digits))]}, not {digits}; nothing was kept"
             )
         if check is not None:
             check(part)
@@ -92,7 +92,7 @@ def _accept(
         part.unlink()
         raise
     os.replace(part, target)
-    return found
+    return digest
 
 
 def _fetch(url: str, part: Path, *, tries: int, wait: float, until: float, most: int) -> None:

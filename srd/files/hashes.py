@@ -21,8 +21,8 @@ def claimed_digits(name: str) -> str:
     `regnety_160-a5fe301d.pth` follows torch.hub's custom: eight or more hexadecimal digits, the
     first ones of the hash, stand between the last dash and the suffix. A date is not meant.
     """
-    found = re.search(r"-(?!(?:19|20)\d{6}\.)([0-9a-f]{8,64})\.\w+$", name)
-    return found.group(1) if found else ""
+    match = re.search(r"-(?!(?:19|20)\d{6}\.)([0-9a-f]{8,64})\.\w+$", name)
+    return match.group(1) if match else ""
 
 
 def verify(path: str | Path) -> str:

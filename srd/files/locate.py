@@ -37,13 +37,13 @@ def locate(name: str | Path) -> Path:
         return _from_hub(str(name))
     path = Path(os.path.expanduser(name))
     if os.path.isdir(path):  # unlike pathlib's, this never raises, whatever the name
-        found = next((path / file for file in RUN_FILES if (path / file).is_file()), None)
-        if found is None:
+        checkpoint = next((path / file for file in RUN_FILES if (path / file).is_file()), None)
+        if checkpoint is None:
             raise UserError(
                 f"no checkpoint at {path}: a folder, but not a run's (looked for "
                 f"{', '.join(RUN_FILES)}); give a file"
             )
-        return found
+        return checkpoint
     if not os.path.isfile(path):
         raise UserError(f"no checkpoint at {path}")
     return path
@@ -62,10 +62,10 @@ def _from_hub(name: str) -> Path:
     # the client would try again for half a minute where there is no network
     offline = HF_HUB_OFFLINE or not answers(ENDPOINT)
     files = (file,) if file else HUB_FILES
-    for wanted in files:
+    for filename in files:
         try:
             return Path(
-                hf_hub_download(repository, wanted, revision=revision, local_files_only=offline)
+                hf_hub_download(repository, filename, revision=revision, local_files_only=offline)
             )
         except LocalEntryNotFoundError:
             continue  # an EntryNotFoundError too

@@ -109,8 +109,8 @@ def _entry(content: Mapping[str, Any], path: str | Path, ema: bool) -> dict[str,
     if ema and not averages:
         raise UserError(f"{path} holds no moving average (no {' nor '.join(EMA_ENTRIES)})")
     plain = [entries[key] for key in WEIGHT_ENTRIES if entries.get(key)]
-    found = [*averages, *plain] if ema else [*plain, *averages, _tensors(content)]
-    weights = next(filter(None, found), None)
+    candidates = [*averages, *plain] if ema else [*plain, *averages, _tensors(content)]
+    weights = next(filter(None, candidates), None)
     if weights is None:
         raise UserError(
             f"{path} holds no weights: found {_some(map(str, content))}, expected a state dict, "
@@ -195,19 +195,19 @@ def _some(names: Iterable[str], most: int = 4) -> str:
 
 
 def explain_mismatch(
-    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: str | Path, what: str
+    expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: str | Path, what: str
 ) -> None:
-    """Check that `found` has every tensor of `expected`, in its shape, and nothing else.
+    """Check that `weights` has every tensor of `expected`, in its shape, and nothing else.
 
     Raises:
         UserError: names the keys and shapes that differ, the shortest list first.
     """
-    missing = [name for name in expected if name not in found]
-    extra = [name for name in found if name not in expected]
+    missing = [name for name in expected if name not in weights]
+    extra = [name for name in weights if name not in expected]
     shapes = [
-        f"{name} {tuple(found[name].shape)} instead of {tuple(value.shape)}"
+        f"{name} {tuple(weights[name].shape)} instead of {tuple(value.shape)}"
         for name, value in expected.items()
-        if name in found and found[name].shape != value.shape
+        if name in weights and weights[name].shape != value.shape
     ]
     lists = {"missing": missing, "unexpected": extra, "of another shape": shapes}
     parts = [

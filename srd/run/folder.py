@@ -220,13 +220,13 @@ def launches(again: bool = False) -> list[str]:
     Args:
         again: only those that have, or may have, started it before.
     """
-    found = []
+    launches = []
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        found.append(f"torchrun {platform.node()} {os.getppid()}")
+        launches.append(f"torchrun {platform.node()} {os.getppid()}")
     job, count = (os.environ.get(f"SLURM_{name}", "") for name in ("JOB_ID", "RESTART_COUNT"))
     if job and not (again and count in ("", "0")):
-        found.append(f"slurm {job}")
-    return found
+        launches.append(f"slurm {job}")
+    return launches
 
 
 def _link(file: Path, name: Path) -> None:

@@ -86,7 +86,7 @@ class RunLog:
             if file is not None:
                 self._write(file, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
 
-    def tell(self, messages: Iterable[str]) -> None:
+    def lines(self, messages: Iterable[str]) -> None:
         """Several lines."""
         for message in messages:
             self.info(message)

@@ -83,7 +83,7 @@ class Session:
             except Misfit as misfit:
                 self.opened = instead(self.opened, misfit)
                 self.log.start_at(self.opened.updates)
-                self.log.tell(self.opened.notes)
+                self.log.lines(self.opened.notes)
             else:
                 break
         if self.opened.state is not None:
@@ -176,7 +176,7 @@ def open_session(
             return
         log = RunLog(folder.path, processes.is_main(), opened.updates, copy_to)
         try:
-            log.tell(opened.notes)
+            log.lines(opened.notes)
             yield Session(
                 folder=folder, log=log, settings=settings, identity=identity, opened=opened
             )

@@ -313,7 +313,7 @@ def announce(
 ) -> None:
     """What is about to run, in a few lines."""
     count = sum(p.numel() for p in task.model.parameters())
-    session.log.tell(inputs.notes)
+    session.log.lines(inputs.notes)
     session.log.info(
         f"{session.identity.model}, {count / 1e6:.2f} M parameters, {inputs.num_classes} classes; "
         f"{inputs.train_images} training and {inputs.val_images} validation images; "
@@ -322,4 +322,4 @@ def announce(
     if teacher is not None:
         digest = f", SHA-256 {teacher.sha256}" if teacher.sha256 else ""
         session.log.info(f"teacher {teacher.name} from {teacher.source}{digest}")
-        session.log.tell(teacher.notes)
+        session.log.lines(teacher.notes)

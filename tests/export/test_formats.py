@@ -62,7 +62,7 @@ def test_one_graph_is_traced_for_all(
     trace = torch.export.export
     monkeypatch.setattr(torch.export, "export", lambda *a, **k: traced.append(1) or trace(*a, **k))
     told: list[str] = []
-    export(classifier, tmp_path / "out", formats=["onnx", "torch"], tell=told.append)
+    export(classifier, tmp_path / "out", formats=["onnx", "torch"], report=told.append)
     assert len(traced) == 1
     assert [line.split(",")[0] for line in told] == [
         "model.onnx: read back by ONNX Runtime", "model.pt2: read back by PyTorch"
