@@ -142,7 +142,7 @@ def test_a_reader_that_has_seen_enough_is_no_failure(
         (["nowhere", "x.png"], "no checkpoint at nowhere"),
         (["x" * 300, "x.png"], "no checkpoint at xxx"),
         (["a\0b", "x.png"], "no checkpoint at a\\x00b"),
-        (["~nobody/x", "y" * 300 + ".png"], "no checkpoint at ~nobody/x"),
+        (["~no.such.user/x", "y" * 300 + ".png"], "no checkpoint at ~no.such.user/x"),
         (["README.md", "x.png"], "README.md is damaged or not a checkpoint"),
         (["docs", "x.png"], "no student in docs"),
         (["nowhere.onnx", "x.png"], "no ONNX file"),
