@@ -94,8 +94,13 @@ def _check_paths(section: dict[str, Any], model: nn.Module | None, role: str) ->
     if model is None or section.get("sequential") or section.get("adaptations"):
         return
     names = [name for name, _ in model.named_modules()]
-    for paths in section.get("forward_hook", {}).values():
-        for path in paths or ():
+    hooks = section.get("forward_hook") or {}
+    if not isinstance(hooks, dict):
+        raise UserError(f"train.{role}.forward_hook must hold `output: [layer]` lines")
+    for paths in hooks.values():
+        for path in paths if isinstance(paths, list) else [paths] if paths else []:
+            if not isinstance(path, str):
+                raise UserError(f"train.{role}.forward_hook: {path!r} is no layer's name")
             bare = path.removeprefix("model.") if wrapped else path
             if (wrapped and bare == path) or bare in (".", ""):
                 continue

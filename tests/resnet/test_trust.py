@@ -242,7 +242,7 @@ def test_mistakes_are_named(text: str, message: str) -> None:
         read_recipe(write(text + REST))
 
 
-WORDS = [match.span() for match in re.finditer(r"[\w./']+", RECIPE)]
+WORDS = [match.span() for match in re.finditer(r"[\w./']+(?=[,\]}\n])", RECIPE)]  # values
 
 
 @pytest.mark.slow
