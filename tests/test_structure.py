@@ -30,7 +30,7 @@ ROOMS = {
     "export": {"config", "data", "errors", "files", "installed", "models", "run"},
     "training": {
         "config", "data", "device", "distributed", "errors", "evaluation", "files", "method",
-        "models", "run",
+        "models", "run", "streams",
     },
     "commands": {"cli", "config", "data", "device", "errors", "export", "files", "installed", "run"},
     "__init__": {"errors", "files", "installed", "method", "models", "training"},

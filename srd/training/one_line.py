@@ -14,6 +14,7 @@ from srd.config.layers import Layer, nested, read_yaml
 from srd.errors import UserError, nearest
 from srd.files.locate import recipe_file
 from srd.run.folder import RunFolder
+from srd.streams import lasting
 from srd.training.train import Trained
 from srd.training.train import train as train_configured
 
@@ -54,5 +55,6 @@ def train(
     built = read_config(layers)
     check(built)
     name = built.name or default_name(built, trained)
-    train_configured(replace(built, name=name), trained)
+    with lasting():  # the training outlasts a notebook's output
+        train_configured(replace(built, name=name), trained)
     return RunFolder(built.output, name).path
