@@ -25,7 +25,7 @@ OWN = {
 
 
 class RunFolder:
-    """`<output>/<name>/` and the files in it.
+    """`<output>/<name>/` and the files in it; without a name, `output` is the run's folder itself.
 
     Raises:
         UserError: `name` leads out of `output`, or no file system takes it.
@@ -33,10 +33,9 @@ class RunFolder:
 
     def __init__(self, output: str | Path, name: str) -> None:
         try:
-            plain_name(name)
+            self.path = Path(output).expanduser() / (name and plain_name(name))
         except ValueError as error:
             raise UserError(f"--name {error}, not {name[:60]!r}") from None
-        self.path = Path(output).expanduser() / name
         self._inode: tuple[int, int] | None = None  # of the folder, since `prepare`
         self.checkpoints = self.path / "checkpoints"
         self.last = self.checkpoints / "last.pth"
