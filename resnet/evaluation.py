@@ -13,6 +13,7 @@ from resnet.inputs import SeededItems, as_batch
 from resnet.models import Models, student_section
 from resnet.options import Options
 from resnet.recipe import Recipe
+from resnet.rehearsal import check_datasets
 from srd.data.batches import EvalBatches
 from srd.data.loader import Batch, BrokenFiles, make_loader
 from srd.device import Precision
@@ -43,6 +44,7 @@ def test_only(recipe: Recipe, options: Options, models: Models, precision: Preci
             log.info(f"{file}: {len(extras)} tensors beside it, not needed: {', '.join(extras)}")
     elif not (section.get("kwargs") or {}).get("weights"):
         raise UserError(f"nothing to test: no {' nor '.join(str(place) for place in places)}")
+    check_datasets(models.student, name, precision, test=test_loader(recipe).dataset)
     log.info(f"student {name} from {file or 'its own weights'}")
     accuracy = test(recipe, options, models, precision, log)
     log_published(f"{name}_paper", models.student, accuracy, log, file)

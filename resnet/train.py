@@ -50,9 +50,6 @@ def run(options: Options) -> None:
             models = load_models(recipe, device, testing=options.test_only)
             prepare(models, recipe, precision)
             if options.test_only:
-                check_datasets(
-                    models.student, models.student_name, precision, test=test_loader(recipe).dataset
-                )
                 test_only(recipe, options, models, precision)
                 return
             factor = processes.world_size() if options.adjust_lr else 1

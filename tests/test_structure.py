@@ -31,7 +31,7 @@ ROOMS = {
     "export": {"config", "data", "errors", "files", "installed", "models", "printable", "run"},
     "training": {
         "config", "data", "device", "distributed", "errors", "evaluation", "files", "method",
-        "models", "run",
+        "models", "run", "streams",
     },
     "commands": {
         "cli", "config", "data", "device", "errors", "export", "files", "installed", "printable",

@@ -12,6 +12,7 @@ from srd.config.layers import Layer, nested, read_yaml
 from srd.errors import UserError, nearest
 from srd.files.locate import recipe_file
 from srd.run.folder import RunFolder
+from srd.streams import lasting
 from srd.training.train import Trained
 from srd.training.train import train as train_configured
 
@@ -53,5 +54,6 @@ def train(
     for dotted, value in (settings or {}).items():
         given.append(Layer(f"settings[{dotted!r}]", nested(dotted, value)))
     built = configure(shared, given, trained)
-    train_configured(built, trained)
+    with lasting():  # the training outlasts a notebook's output
+        train_configured(built, trained)
     return RunFolder(built.output, str(built.name)).path

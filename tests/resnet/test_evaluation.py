@@ -10,6 +10,7 @@ import pytest
 import torch
 from torchvision.models import resnet18
 
+from srd.data.digits import DigitImages
 from tests.resnet.recipes import CE, CRITERION, DATA, LOADERS, TEST, Command
 
 MODEL = "\nmodels: {model: {key: resnet18}}\ntrain:"
@@ -36,10 +37,24 @@ def released(project: Path, name: str = "ilsvrc2012-resnet18_from_resnet34.pt") 
     return path
 
 
+class OfThousand(DigitImages):
+    """The digits, as ten of ImageNet's number of classes."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.classes = [str(number) for number in range(1000)]
+
+
 def test_a_released_file_is_tested_where_the_table_says(
-    project: Path, command: Command, capsys: pytest.CaptureFixture[str]
+    project: Path,
+    command: Command,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     released(project)
+    assert command(RECIPE, "-test_only") == 2
+    assert "knows 1000 classes, the data has 10" in capsys.readouterr().err
+    monkeypatch.setattr("resnet.extension.DigitImages", OfThousand)
     assert command(RECIPE, "-test_only") == 0
     told = capsys.readouterr().err
     assert "ilsvrc2012-resnet18_from_resnet34.pt: 2 tensors beside it" in told

@@ -417,7 +417,6 @@ def test_nothing_is_written_where_the_folder_is_another_one(tmp_path: Path, what
 
 
 BAD_NAMES = [
-    "",
     ".",
     "..",
     "../a",
