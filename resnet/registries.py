@@ -67,7 +67,7 @@ class Registries:
         if not isinstance(found, Section):
             return Section(parent.where)
         for key in found:
-            if not isinstance(key, str):
+            if not isinstance(key, str) or not key.isprintable():
                 raise UserError(f"{found.where}: {name} has a key that is no name: {key!r}")
             if known is not None and key not in known and key[:1] != "_":
                 raise UserError(

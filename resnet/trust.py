@@ -157,8 +157,10 @@ def check_arguments(
     """
     for argument, value in given.items():
         if known is not None and argument not in known:
+            shown = str(argument)[:100]
             raise UserError(
-                f"{where}: {name}.{str(argument)[:100]} is not an argument that a file may set"
+                f"{where}: {name}.{shown if shown.isprintable() else repr(shown)} is not an argument "
+                "that a file may set"
                 f"{nearest(str(argument), known)}; {TRUST}"
             )
         check_value(value, str(argument), where)

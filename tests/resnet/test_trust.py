@@ -72,7 +72,7 @@ def test_what_configurations_need_is_allowed(text: str) -> None:
 def test_hostile_names_are_refused_with_their_line_and_nothing_ran(text: str) -> None:
     with pytest.raises(UserError, match=r"^recipe\.yaml, line 2") as caught:
         read_recipe(write(f"run: {{}}\nroot_dir: {text}{REST}"))
-    assert "\n" not in str(caught.value) and not Path("OWNED").exists()
+    assert str(caught.value).isprintable() and not Path("OWNED").exists()
 
 
 @pytest.mark.parametrize("text", [CASE_22, CASE_22_FX])
@@ -94,9 +94,9 @@ def test_a_whole_recipe_is_read() -> None:
 @pytest.mark.parametrize(("place", "hostile"), SECTIONS)
 def test_hostile_sections_are_refused_and_nothing_ran(place: str, hostile: str) -> None:
     assert place in RECIPE
-    with pytest.raises(UserError, match=r"^recipe\.yaml, line \d+"):
+    with pytest.raises(UserError, match=r"^recipe\.yaml, line \d+") as caught:
         read_recipe(write(RECIPE.replace(place, hostile)))
-    assert not Path("OWNED").exists()
+    assert str(caught.value).isprintable() and not Path("OWNED").exists()
 
 
 @pytest.mark.parametrize(
