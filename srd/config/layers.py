@@ -186,7 +186,14 @@ def _suggest(key: str, known: list[str], *, of_its_section: bool) -> str:
         by_last_part = {name.rsplit(".", 1)[-1]: name for name in known}
         if key in by_last_part:
             return f" (did you mean {by_last_part[key]!r}?)"
-    return nearest(key, [*known, *{name.split(".")[0] for name in known if "." in name}])
+    sections = {place for name in known if "." in name for place in sections_of(name)}
+    return nearest(key, [*known, *sorted(sections)])
+
+
+def sections_of(name: str) -> list[str]:
+    """`a` and `a.b` of `a.b.c`."""
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
 
 
 def _holds(values: Any, loc: list[str]) -> bool:
