@@ -124,7 +124,7 @@ def measure(
 ) -> Accuracy:
     """`evaluate` with a progress bar of `images`, and a word on files that were skipped."""
     skipped = len(broken.names)
-    with log.bar(label, images, unit="image") as bar:
+    with log.bar(label, images) as bar:
         accuracy = evaluate(
             predict,
             loader,

@@ -116,9 +116,9 @@ class RunLog:
             raise RunFailed(f"cannot write {file.name} ({error.strerror or error})") from error
 
     @contextmanager
-    def bar(self, label: str, total: int, done: int = 0, unit: str = "step") -> Iterator[Bar]:
+    def bar(self, label: str, total: int, done: int = 0) -> Iterator[Bar]:
         """A progress bar of `total`, `done` of them already made; bars may nest."""
-        with Bar(self, label, total, done, unit) as bar:
+        with Bar(self, label, total, done) as bar:
             yield bar
 
     def close(self) -> None:
@@ -132,17 +132,16 @@ class RunLog:
 class Bar:
     """Progress in a terminal; without one, a line every ten seconds; nothing on other processes."""
 
-    def __init__(self, log: RunLog, label: str, total: int, done: int, unit: str) -> None:
+    def __init__(self, log: RunLog, label: str, total: int, done: int) -> None:
         self.log, self.label, self.total, self.done = log, label, total, done
         self._last_line = time.monotonic()
         self._bar = tqdm(
             total=total,
             initial=done,
-            unit=unit,
             leave=False,
             dynamic_ncols=True,
             disable=not log.interactive,
-            bar_format="{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} {unit}s{postfix}",
+            bar_format="{desc} {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt}{postfix}",
         )
 
     def __enter__(self) -> Bar:

@@ -274,8 +274,9 @@ class Loop:
             remaining = left * self.position.seconds / max(1, self.position.updates)
             hidden = ("epoch", "step", "grad_norm", "images_per_second")
             shown = {name: value for name, value in row.items() if name not in hidden}
-            speed = {"images/s": row["images_per_second"], "left": clock(remaining)}
-            bar.advance(1, {**shown, **speed}, self.label)
+            # first what one looks for: a narrow terminal cuts off the rest
+            first = {"left": clock(remaining), "images/s": row["images_per_second"]}
+            bar.advance(1, {**first, **shown}, self.label)
 
     def log_epoch(self, steps: int, seconds: float) -> None:
         """The epoch's mean losses and speed."""

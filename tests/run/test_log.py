@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import pty
 import re
+import sys
+import termios
+import time
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +137,26 @@ def test_without_a_terminal_progress_is_plain_lines(
         bar.advance(1, {"loss": 0.123456, "left": "0:10"})
         bar.advance(1)
     assert capsys.readouterr().err == "epoch 2/3  5/10  loss 0.1235  left 0:10\n"
+
+
+def test_in_a_terminal_of_80_columns_time_left_and_speed_are_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of the longest run there is; a real terminal, since tqdm asks it for its width."""
+    primary, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 80))
+    with open(terminal, "w", encoding="utf-8") as screen, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", screen)
+        values = {"left": "100:02:03", "images/s": 8123.4, "loss": 6.9134, "ce": 6.9, "kl": 1.5}
+        with RunLog(None).bar("epoch 299/300", 375_000, done=374_000) as bar:
+            time.sleep(0.2)  # tqdm draws ten times a second
+            bar.advance(1, values)
+            drawn = os.read(primary, 65536).decode()
+    os.close(primary)
+    line = drawn.replace("\x1b[A", "").split("\r")[-1].rstrip("\n")
+    assert len(line) <= 80, line
+    assert line.startswith("epoch 299/300 100%|") and "left 100:02:03" in line, line
+    assert "images/s 8123" in line and "374001/375000" in line, line
 
 
 def test_plain_lines_are_rare(capsys: pytest.CaptureFixture[str]) -> None:
