@@ -11,6 +11,7 @@ import yaml
 from pydantic.dataclasses import dataclass
 
 from resnet.nodes import MAP, PLAIN, Checked, Reader, Trusted
+from resnet.pictures import read_by_list
 from resnet.places import Places
 from resnet.registries import Registries
 from resnet.trust import built, forbid_pickled_code
@@ -88,6 +89,9 @@ def read_recipe(
         forbid_pickled_code()
         Registries(config, places).check()
         config = built(config, {})
+    datasets = config.get("datasets")
+    for dataset in datasets.values() if isinstance(datasets, dict) else ():
+        read_by_list(dataset)
     return Recipe(config, run, text, settings)
 
 

@@ -26,7 +26,7 @@ ROOMS = {
     "files": {"errors", "printable"},
     "data": {"config", "device", "distributed", "errors", "files", "installed", "strict"},
     "models": {"config", "device", "distributed", "errors", "files", "installed"},
-    "run": {"config", "distributed", "errors", "files", "strict"},
+    "run": {"config", "distributed", "errors", "files", "printable", "strict"},
     "evaluation": {"config", "data", "device", "distributed", "errors", "files", "models", "run"},
     "export": {"config", "data", "errors", "files", "installed", "models", "printable", "run"},
     "training": {

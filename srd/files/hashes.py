@@ -34,7 +34,11 @@ def verify(path: str | Path) -> str:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no teacher weights at {path}")
-    digest = sha256(path)
+    return check_claim(path, sha256(path))
+
+
+def check_claim(path: Path, digest: str) -> str:
+    """`digest`, a file's SHA-256; a UserError where the digits in the file's name are others."""
     claimed = claimed_digits(path.name)
     if not digest.startswith(claimed):
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import stat
@@ -12,6 +13,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+
+CHUNK = 1 << 24  # bytes that are hashed at once
 
 
 class Refused(Exception):
@@ -50,6 +53,13 @@ class OpenedFile:
             if not count:
                 raise Refused("became shorter while it was read: read it again when it is written")
             done += count
+
+    def sha256(self) -> str:
+        """Of all of it, as 64 hexadecimal digits."""
+        digest = hashlib.sha256()
+        for offset in range(0, self.size, CHUNK):
+            digest.update(self.read(offset, min(CHUNK, self.size - offset)))
+        return digest.hexdigest()
 
     def fill(self, data: Tensor, offset: int) -> None:
         """Fill a tensor of bytes with those from `offset` on."""

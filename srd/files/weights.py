@@ -9,15 +9,16 @@ packages.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from srd.errors import UserError
+from srd.files.hashes import check_claim
 from srd.files.locate import locate
-from srd.files.opened import Refused, open_once
+from srd.files.opened import OpenedFile, Refused, open_once
 from srd.files.reading.formats import Content, read_content
 from srd.printable import printable
 
@@ -163,10 +164,28 @@ def load_content(path: str | Path, *, checked: bool = False) -> Content:
     Args:
         checked: see `srd.files.reading.formats.read_content`.
     """
-    file = locate(path)
+    return _load(locate(path), lambda opened: read_content(opened, checked=checked))
+
+
+def load_claimed(file: Path) -> tuple[str, dict[str, Any]]:
+    """A file's SHA-256, compared with the digits in its name where it has any, and `load_file`."""
+    digests: list[str] = []
+
+    def read(opened: OpenedFile) -> Content:
+        digests.append(check_claim(file, opened.sha256()))
+        return read_content(opened)
+
+    content = _load(file, read)
+    return digests[0], content.entries
+
+
+def _load(file: Path, read: Callable[[OpenedFile], Content]) -> Content:
+    """What `read` makes of a file that is opened once; what is wrong with it, in a line."""
     try:
         with open_once(file) as opened:
-            content = read_content(opened, checked=checked)
+            content = read(opened)
+    except UserError:
+        raise
     except Refused as refusal:
         raise UserError(f"{file} {refusal}") from None
     except MemoryError:

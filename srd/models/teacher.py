@@ -15,10 +15,9 @@ from torch.nn import functional as F
 from srd.config.fields import Teacher
 from srd.device import Precision
 from srd.errors import UserError
-from srd.files.hashes import verify
 from srd.files.locate import locate
 from srd.files.released import in_ckpts
-from srd.files.weights import load_file, weights_in
+from srd.files.weights import load_claimed, weights_in
 from srd.models import timm_models
 from srd.models.initial import Fit, head_names, load_fitting
 from srd.models.outputs import Output, Read
@@ -212,7 +211,7 @@ def _open(
 
 
 def _from_file(file: Path, name: str, num_classes: int, image_size: int) -> _Opened:
-    digest, content = verify(file), load_file(file)
+    digest, content = load_claimed(file)
     model, read = create_network(
         name, num_classes=num_classes, image_size=image_size, role="teacher"
     )

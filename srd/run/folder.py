@@ -200,7 +200,7 @@ class RunFolder:
         """The result of a finished run; None while it is not."""
         try:
             result = json.loads(self.result.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         return result if isinstance(result, dict) else None
 

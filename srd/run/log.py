@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from srd.errors import RunFailed, UserError
 from srd.files.checkpoint import write_text
+from srd.printable import printable_lines
 
 PLAIN_LINE_SECONDS = 10.0
 
@@ -75,9 +76,10 @@ class RunLog:
         )
 
     def info(self, message: str) -> None:
-        """One line for the person and for `log.txt`."""
+        """One line for the person and for `log.txt`; names that others chose are made printable."""
         if not self.main:
             return
+        message = printable_lines(message)
         if self.interactive:
             tqdm.write(message, file=sys.stderr)
         else:
