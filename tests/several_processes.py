@@ -64,11 +64,11 @@ def at_step(step: int, what: Callable[[], None]) -> None:
     augment.Mix.__call__ = struck  # type: ignore[method-assign]
 
 
-def stop_at(folder: Path, step: int) -> None:
+def stop_at(folder: Path, name: str, step: int) -> None:
     """The last process alone is told to stop; all do, after the same step."""
     at_step(step, lambda: os.kill(os.getpid(), signal.SIGTERM) if RANK == PROCESSES - 1 else None)
     try:
-        train(folder, "moved", "--amp=fp64")
+        train(folder, name, "--amp=fp64")
     except Stopped:
         return
     raise AssertionError("nobody stopped")
@@ -92,14 +92,14 @@ def evaluate(folder: Path) -> None:
 
 
 def act(folder: Path, action: str) -> None:
-    name, _, step = action.partition("@")
+    name, _, where = action.partition("@")
     match name:
-        case "stop":
-            stop_at(folder, int(step))
+        case "stop-2to1" | "stop-2to4to1":
+            stop_at(folder, name.removeprefix("stop-"), int(where))
         case "die":
-            die_at(folder, int(step))
-        case "go-on":
-            train(folder, "moved", "--amp=fp64")
+            die_at(folder, int(where))
+        case "end-2to1" | "end-2to4to1":
+            train(folder, name.removeprefix("end-"), "--amp=fp64")
         case "evaluate":
             evaluate(folder)
         case "step":

@@ -112,18 +112,29 @@ def torchrun(folder: Path, processes: int, *actions: str, restarts: int = 0) -> 
     assert done.returncode == 0, done.stderr
 
 
+LOSSES_IN_PARTS = [f"parts-{loss}" for loss in LOSSES]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All runs, one torchrun for each number of processes."""
+    """What two processes and one make, in float64; one torchrun for each number of processes."""
     path = tmp_path_factory.mktemp("processes")
     write_inputs(path)
-    whole = ["deit-fp64", "deit-off", "step", *RESNETS]
-    losses = [f"parts-{loss}" for loss in LOSSES]
-    torchrun(path, 2, *whole, *losses, "deit-local", "evaluate", "stop@12")
-    torchrun(path, 4, *whole, "stop@20")
-    torchrun(path, 1, *whole, *losses, "evaluate", "go-on")
-    torchrun(path, 3, "evaluate")
+    both = ["deit-fp64", "step", *RESNETS[:1], *LOSSES_IN_PARTS, "evaluate"]
+    torchrun(path, 2, *both, "deit-local", "stop-2to1@12")
+    torchrun(path, 1, *both, "end-2to1")
     return path
+
+
+@pytest.fixture(scope="module")
+def every(folder: Path) -> Path:
+    """Beside these, in float32, and what four processes make (and three evaluate)."""
+    in_float32 = ["deit-off", *RESNETS[1:]]
+    torchrun(folder, 2, *in_float32, "stop-2to4to1@12")
+    torchrun(folder, 4, "deit-fp64", "step", *RESNETS[:1], *in_float32, "stop-2to4to1@20")
+    torchrun(folder, 1, *in_float32, "end-2to4to1")
+    torchrun(folder, 3, "evaluate")
+    return folder
 
 
 def steps(folder: Path, name: str) -> list[dict[str, Any]]:
@@ -145,11 +156,23 @@ def relative(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
     return (difference / sum(float(b.square().sum()) for _, b in pairs)) ** 0.5
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-@pytest.mark.parametrize("run", ["deit-fp64", "deit-off", *RESNETS[:1]])
+@pytest.mark.parametrize("run", ["deit-fp64", *RESNETS[:1]])
+def test_two_processes_make_the_same_student(folder: Path, run: str) -> None:
+    assert_the_same_student(folder, run, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("run", "processes"),
+    [("deit-off", 2), *((run, 4) for run in ("deit-fp64", "deit-off", *RESNETS[:1]))],
+)
 def test_any_number_of_processes_makes_the_same_student(
-    folder: Path, run: str, processes: int
+    every: Path, run: str, processes: int
 ) -> None:
+    assert_the_same_student(every, run, processes)
+
+
+def assert_the_same_student(folder: Path, run: str, processes: int) -> None:
     bound = 1e-9 if run.endswith("fp64") else 1e-4
     alone, together = steps(folder, f"{run}_1"), steps(folder, f"{run}_{processes}")
     assert alone[-1]["loss"] < 0.99 * alone[0]["loss"]
@@ -159,24 +182,33 @@ def test_any_number_of_processes_makes_the_same_student(
     assert relative(*students) < bound
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not RESNETS, reason="needs torchdistill")
 @pytest.mark.parametrize("processes", [2, 4])
-def test_in_float32_processes_differ_no_more_than_rounding(folder: Path, processes: int) -> None:
+def test_in_float32_processes_differ_no_more_than_rounding(every: Path, processes: int) -> None:
     """A ResNet in float32 now and then has a value on the other side of a ReLU.
 
     That moves the gradient of a small batch by a thousandth, on one process as on several: so the
     yardstick is how far one process in float32 is from itself in float64.
     """
-    alone = steps(folder, "resnet-off_1")
-    rounding = worst(alone, steps(folder, "resnet-fp64_1"))
-    together = worst(steps(folder, f"resnet-off_{processes}"), alone)
-    first = steps(folder, f"resnet-off_{processes}")[0]
+    alone = steps(every, "resnet-off_1")
+    rounding = worst(alone, steps(every, "resnet-fp64_1"))
+    together = worst(steps(every, f"resnet-off_{processes}"), alone)
+    first = steps(every, f"resnet-off_{processes}")[0]
     assert first["loss"] == pytest.approx(alone[0]["loss"], rel=1e-6)
     assert max(together.values()) < 1e-4 + 5 * max(rounding.values()), (together, rounding)
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_the_first_gradients_are_the_same(folder: Path, processes: int) -> None:
+def test_the_first_gradients_are_the_same(folder: Path) -> None:
+    assert_the_same_gradients(folder, 2)
+
+
+@pytest.mark.slow
+def test_the_first_gradients_on_four_processes_are_the_same(every: Path) -> None:
+    assert_the_same_gradients(every, 4)
+
+
+def assert_the_same_gradients(folder: Path, processes: int) -> None:
     """After one step AdamW's first moment is a tenth of the (clipped) gradient."""
     moments = []
     for n in (processes, 1):
@@ -210,24 +242,43 @@ def test_statistics_of_each_process_are_another_run(folder: Path) -> None:
     assert local["repr"] > 1e-3 and local["lr"] == 0
 
 
-def test_a_run_moves_from_two_processes_to_four_to_one(folder: Path) -> None:
+def test_a_run_moves_from_two_processes_to_one(folder: Path) -> None:
     """Stopped by a signal to one process only; the next number of processes goes on."""
-    assert max(worst(steps(folder, "moved"), steps(folder, "deit-fp64_1")).values()) < 1e-9
+    assert_moved(folder, "2to1", updates=[13])
+
+
+@pytest.mark.slow
+def test_a_run_moves_from_two_processes_to_four_to_one(every: Path) -> None:
+    assert_moved(every, "2to4to1", updates=[13, 21])
+
+
+def assert_moved(folder: Path, name: str, updates: list[int]) -> None:
+    assert max(worst(steps(folder, name), steps(folder, "deit-fp64_1")).values()) < 1e-9
     students = [
-        load_weights(folder / f"{run}/student.safetensors") for run in ("moved", "deit-fp64_1")
+        load_weights(folder / f"{run}/student.safetensors") for run in (name, "deit-fp64_1")
     ]
     assert relative(*students) < 1e-9
-    assert json.loads((folder / "moved/result.json").read_text())["processes"] == 1
-    log = (folder / "moved/log.txt").read_text()
-    assert "(13 updates made)" in log and "(21 updates made)" in log
+    assert json.loads((folder / f"{name}/result.json").read_text())["processes"] == 1
+    log = (folder / f"{name}/log.txt").read_text()
+    assert all(f"({made} updates made)" in log for made in updates)
 
 
 def test_accuracy_is_that_of_every_image_once(folder: Path) -> None:
-    alone, *others = [json.loads((folder / f"accuracy_{n}.json").read_text()) for n in (1, 2, 3)]
+    assert_the_same_accuracy(folder, 2)
+
+
+@pytest.mark.slow
+def test_accuracy_where_processes_do_not_divide_the_images(every: Path) -> None:
+    assert_the_same_accuracy(every, 3)
+
+
+def assert_the_same_accuracy(folder: Path, processes: int) -> None:
+    alone, together = (
+        json.loads((folder / f"accuracy_{n}.json").read_text()) for n in (1, processes)
+    )
     assert alone["images"] == 500
-    for other in others:
-        assert {**other, "loss": 0} == {**alone, "loss": 0}
-        assert other["loss"] == pytest.approx(alone["loss"], rel=1e-6)
+    assert {**together, "loss": 0} == {**alone, "loss": 0}
+    assert together["loss"] == pytest.approx(alone["loss"], rel=1e-6)
 
 
 def test_a_killed_process_comes_back_and_the_run_goes_on(folder: Path) -> None:

@@ -138,6 +138,7 @@ def test_sigterm_saves_and_ends_with_143(tmp_path: Path, environment: dict[str, 
     assert not list(tmp_path.glob("tmp.*")), "the launcher's folder is left"
 
 
+@pytest.mark.slow
 def test_killed_outright_the_run_is_saved_and_goes_on(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:

@@ -54,7 +54,7 @@ WRONG: list[tuple[str, str, str]] = [
     (MODEL, "\nmodels: 5\n", "models in .* should hold `key: value` lines, not 5"),
     (MODEL, "\nmodels:\n", "models in .* should hold"),
     (MODEL, "\nmodels: {}\n", "needs a student_model"),
-    (MODEL, "\nmodels: {modl: {key: resnet18}}\n", "'models.modl'.*did you mean 'models.model'"),
+    (MODEL, "\nmodels: {modl: {key: resnet18}}\n", "'models.modl'.*did you mean 'models.model"),
     ("test: {test_data_loader: *val}", "test: null", "test in .* should hold"),
     ("test: {test_data_loader: *val}", "test: {}", "test.test_data_loader is missing"),
     ("test: {test_data_loader: *val}", "test: [*val]", "test in .* should hold"),
@@ -87,7 +87,7 @@ WRONG: list[tuple[str, str, str]] = [
     (HEAD, "{num_classes: 2}", r"resnet18 \(num_classes\) knows 2 classes, the data has 10"),
     (HEAD, "{num_classes: 1000}", "knows 1000 classes, the data has 10"),
     *((HEAD, f"{{num_classes: {n}}}", "resnet18 cannot be built") for n in ("-1", "abc", "[1]")),
-    (HEAD, "{num_classes: 10, nonsense: 1}", "resnet18 cannot be built.*nonsense"),
+    (HEAD, "{num_classes: 10, nonsense: 1}", "models.model.kwargs.nonsense is not an argument"),
     (HEAD, "{num_classes: 2, weights: IMAGENET1K_V1}", "resnet18 cannot be built.*num_classes"),
     (HEAD, "5", "models.model.kwargs"),
     (HEAD, HEAD + ", src_ckpt: no/such.pth", "no weights for the student resnet18 at no/such.pth"),
@@ -129,8 +129,9 @@ def test_published_weights_without_a_network(
 
 
 def test_weights_of_the_student_may_be_where_its_run_puts_them(
-    command: Command, tmp_path: Path
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # below which a file may write
     place = tmp_path / "student.pt"
     text = changed(HEAD, HEAD + f", src_ckpt: {place}, dst_ckpt: {place}")
     assert command(changed(EPOCHS, "num_epochs: 1", text)) == 0
