@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import is_image_file
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from srd.config.fields import Data
 from srd.data.image_source import Opened, Split, read_image
 from srd.errors import UserError
+
+SUFFIXES = (*IMG_EXTENSIONS, ".avif", ".gif", ".jfif")
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file is one by its name; hidden ones, macOS's `._a.jpg` too, are none."""
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
 def open_folder(data: Data, training: bool) -> Opened:
@@ -28,16 +36,18 @@ def open_folder(data: Data, training: bool) -> Opened:
     root = Path(data.path).expanduser()
     if (root / "val").exists():
         train = FolderImages(root, "train") if training else None
-        return Opened(train, FolderImages(root, "val"))
+        val = FolderImages(root, "val")
+        return Opened(train, val, [*(train.notes if train else ()), *val.notes])
     alone = not (root / "train").exists() and _has_class_folders(root)
-    return Opened(FolderImages(root, None if alone else "train"), None)
+    whole = FolderImages(root, None if alone else "train")
+    return Opened(whole, None, whole.notes)
 
 
 def _has_class_folders(root: Path) -> bool:
     """Whether a folder in `root` holds a picture itself, not only further down."""
     try:
         folders = [folder for folder in root.iterdir() if folder.is_dir()]
-        return any(is_image_file(file.name) for folder in folders for file in folder.iterdir())
+        return any(is_picture(file.name) for folder in folders for file in folder.iterdir())
     except OSError:
         return False
 
@@ -55,13 +65,14 @@ class FolderImages:
 
     def __init__(self, root: str | Path, split: Split | None) -> None:
         folder = Path(root).expanduser() / (split or "")
+        self._left_out: Counter[str] = Counter()
         if not folder.is_dir():
             raise UserError(
                 f"no images at {root}: looked for {folder}/<class>/<image>; set --data-path, "
                 "or use --dataset digits, which needs no files"
             )
         try:
-            images = ImageFolder(folder, allow_empty=True)
+            images = ImageFolder(folder, is_valid_file=self._takes, allow_empty=True)
         except FileNotFoundError:
             raise UserError(
                 f"{folder} has no class folders: expected {folder}/<class>/<image>"
@@ -76,7 +87,24 @@ class FolderImages:
                 f"no images in {folder / empty[0]}"
                 + (f" and {len(empty) - 1} other class folders" if len(empty) > 1 else "")
                 + ": add images or remove the folder"
+                + (f" (left out: {self._suffixes()})" if self._left_out else "")
             )
+
+        self.notes = [f"left out of {folder}: {self._suffixes()}"] if self._left_out else []
+
+    def _takes(self, path: str) -> bool:
+        """Whether torchvision shall list a file; others are counted, by suffix."""
+        name = Path(path).name
+        if is_picture(name):
+            return True
+        self._left_out["hidden" if name.startswith(".") else Path(path).suffix.lower()] += 1
+        return False
+
+    def _suffixes(self) -> str:
+        counts = self._left_out.most_common(5)
+        more = ", ..." if len(self._left_out) > len(counts) else ""
+        words = [f"{n} {suffix or 'without a suffix'}" for suffix, n in counts]
+        return f"{', '.join(words)}{more} (pictures are {' '.join(SUFFIXES)})"
 
     def __len__(self) -> int:
         return len(self._samples)

@@ -88,13 +88,33 @@ def read_image(
             raise OSError(str(refusal)) from None
     try:
         with open_image(file) as image:
-            return prepare(image).convert("RGB")
+            return to_rgb(prepare(image))
     except UnidentifiedImageError:
         raise OSError(f"cannot identify image file{name}: one of {', '.join(FORMATS)}?") from None
     except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError):
         raise
     except Exception as error:  # of damaged files, Pillow raises whatever it meets
         raise OSError(f"damaged ({type(error).__name__})") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A picture in RGB; one of 16 bits by its upper 8, which Pillow would cut off at 255.
+
+    Raises:
+        ValueError: one of 32-bit numbers, whose range only its maker knows.
+    """
+    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format in SIXTEEN)
+    if sixteen:
+        values = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((values.clip(0, 65_535) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(
+            "pixels are 32-bit numbers without a known range: save it with 8 or 16 bits"
+        )
+    return image.convert("RGB")
+
+
+SIXTEEN = ("PNG", "PPM")  # of which Pillow gives 16 bits as 32
 
 
 def open_image(file: io.BytesIO) -> Image.Image:

@@ -42,6 +42,7 @@ from srd.models.teacher import LoadedTeacher, Normalization, open_teacher
 from srd.run.folder import RunFolder
 from srd.training.loop import Loop, TrainData
 from srd.training.optim import check_optimizer, create_optimizer, create_schedule
+from srd.training.preflight import preflight
 from srd.training.session import Identity, Session, open_session
 from srd.training.task import DistillationTask
 from srd.training.teaching import check_fits, measure_on, measure_teacher
@@ -78,7 +79,9 @@ def train(config: Config, trained: Trained = "student") -> None:
         ) as session:
             if session is None:
                 return
-            announce(session, inputs, task, teacher, precision)
+            session.log.lines(
+                preflight(config, inputs, session.identity.model, task.model, teacher, precision)
+            )
             if session.state is None:
                 start(session, config, trained, task, inputs.num_classes)
             prepare(task, teacher, config, precision)
@@ -302,24 +305,3 @@ def identify(
         class_names=inputs.class_names,
         teacher_sha256=teacher.sha256 if teacher else None,
     )
-
-
-def announce(
-    session: Session,
-    inputs: Inputs,
-    task: DistillationTask,
-    teacher: LoadedTeacher | None,
-    precision: Precision,
-) -> None:
-    """What is about to run, in a few lines."""
-    count = sum(p.numel() for p in task.model.parameters())
-    session.log.lines(inputs.notes)
-    session.log.info(
-        f"{session.identity.model}, {count / 1e6:.2f} M parameters, {inputs.num_classes} classes; "
-        f"{inputs.train_images} training and {inputs.val_images} validation images; "
-        f"{precision.device}, {precision}, {processes.world_size()} process(es)"
-    )
-    if teacher is not None:
-        digest = f", SHA-256 {teacher.sha256}" if teacher.sha256 else ""
-        session.log.info(f"teacher {teacher.name} from {teacher.source}{digest}")
-        session.log.lines(teacher.notes)

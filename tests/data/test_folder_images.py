@@ -37,10 +37,33 @@ def test_images_come_as_rgb(make_images: MakeImages, mode: str) -> None:
     assert all(images.load(i)[0].mode == "RGB" for i in range(len(images)))
 
 
-def test_files_that_are_no_images_are_not_counted(make_images: MakeImages) -> None:
+def test_files_that_are_no_pictures_by_name_are_counted_and_told(make_images: MakeImages) -> None:
     root = make_images(SPLITS)
-    (root / "train/cat/notes.txt").write_text("not an image")
-    assert len(FolderImages(root, "train")) == 5
+    for name in ("notes.txt", "more.TXT", "._0.jpg", "readme"):
+        (root / "train/cat" / name).write_text("not an image")
+    train, _, notes = open_splits(Data(path=str(root)), training=True)
+    assert train is not None and len(train) == 5
+    [note] = notes
+    told = "2 .txt, 1 hidden, 1 without a suffix (pictures are .jpg "
+    assert note.startswith(f"left out of {root}/train: {told}"), note
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".jfif", ".JPG"])
+def test_pictures_of_other_suffixes_are_read(make_images: MakeImages, suffix: str) -> None:
+    root = make_images(SPLITS)
+    kind = "GIF" if suffix == ".gif" else "JPEG"
+    Image.new("RGB", (5, 4), (255, 0, 0)).save(root / f"train/cat/0{suffix}", format=kind)
+    images = FolderImages(root, "train")
+    assert len(images) == 6 and images.notes == []
+    assert images.load(0)[0].size == (5, 4)
+
+
+def test_a_class_of_other_files_alone_is_told_by_suffix(make_images: MakeImages) -> None:
+    root = make_images(SPLITS)
+    (root / "train/fox").mkdir()
+    (root / "train/fox/0.heic").write_bytes(b"")
+    with pytest.raises(UserError, match=r"no images in .*fox.*left out: 1 \.heic"):
+        FolderImages(root, "train")
 
 
 def test_nothing_at_the_path(tmp_path: Path) -> None:
@@ -102,3 +125,23 @@ def test_training_needs_more_than_a_validation_split(make_images: MakeImages) ->
     assert len(open_splits(data, training=False).val) == 2
     with pytest.raises(UserError, match=r"looked for .*/train/<class>/<image>"):
         open_splits(data, training=True)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".pgm"])
+def test_pictures_of_16_bits_keep_their_upper_8(make_images: MakeImages, suffix: str) -> None:
+    root = make_images(SPLITS)
+    values = np.random.RandomState(0).randint(0, 65_536, (9, 7)).astype(np.uint16)
+    file = root / f"train/cat/sixteen{suffix}"
+    Image.fromarray(values).save(file)
+    images = FolderImages(root, "train")
+    image, _ = images.load([images.name(i) for i in range(6)].index(str(file)))
+    assert np.array_equal(np.asarray(image), np.repeat((values >> 8)[..., None], 3, axis=2))
+
+
+def test_pictures_of_numbers_without_a_range_are_refused(make_images: MakeImages) -> None:
+    root = make_images(SPLITS)
+    file = root / "train/cat/float.tif"
+    Image.fromarray(np.zeros((9, 7), np.float32)).save(file)
+    images = FolderImages(root, "train")
+    with pytest.raises(ValueError, match="32-bit numbers without a known range"):
+        images.load([images.name(i) for i in range(6)].index(str(file)))
