@@ -191,6 +191,7 @@ NOT_RECIPE = (
     "resume",
     "data.path",
     "data.workers",
+    "data.skip_broken",
     "data.eval_batch_size",
     "teacher.evaluate",
     "teacher.checkpoint",

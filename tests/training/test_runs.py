@@ -279,6 +279,21 @@ def test_a_broken_image_is_skipped_and_counted_when_asked(
 
 
 @pytest.mark.usefixtures("narrow")
+def test_the_advice_to_skip_a_file_does_not_make_another_recipe(
+    tmp_path: Path, recipe: Path, deit: Any, open_run: Any, make_jpegs: Any, strike: Any
+) -> None:
+    images = make_jpegs(tmp_path / "images", {"train/a": 6, "train/b": 6, "val/a": 3, "val/b": 3})
+    command = ("--train_student", f"--config={recipe}", "--dataset=imagefolder", "--epochs=2",
+               f"--data-path={images}", "--set=data.images_per_class=null", "--batch-size=12",
+               f"--output={tmp_path}", "--name=run", "--distillation=none")  # fmt: skip
+    strike(lambda: (images / "val/b/2.jpg").write_bytes(b""), 1)  # in the second epoch
+    assert deit(*command).code == 2
+    done = deit(*command, "--set=data.skip_broken=true")
+    assert done.code == 0 and "updates made" in (tmp_path / "run/log.txt").read_text()
+    assert open_run(tmp_path / "run").result()["skipped_files"] == 1
+
+
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("term", ["kl", "repr"])
 def test_a_loss_that_is_nan_stops_the_run_and_leaves_the_last_checkpoint(
     tmp_path: Path, recipe: Path, deit: Any, open_run: Any, monkeypatch: pytest.MonkeyPatch,
