@@ -40,9 +40,13 @@ class ConvStem(nn.Module):
     Shapes: (B, 3, H, W) to (B, H/16 * W/16, width).
     """
 
+    img_size: tuple[int, int]
+    grid_size: tuple[int, int]
+    num_patches: int
+
     def __init__(self, img_size: int, embed_dim: int, **_: Any) -> None:
         super().__init__()
-        self.num_patches = (img_size // PATCH) ** 2
+        self.set_input_size(img_size)
         conv = partial(nn.Conv2d, out_channels=STEM_WIDTH, bias=False)
         self.conv = nn.Sequential(
             conv(3, kernel_size=7, stride=2, padding=3),
@@ -62,6 +66,23 @@ class ConvStem(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
+
+    def set_input_size(self, img_size: Any = None, patch_size: Any = None) -> None:
+        """Images of another size from now on: pixels, or (height, width) of a square; None: as now."""
+        if img_size is None:
+            img_size = self.img_size
+        height, width = img_size if isinstance(img_size, tuple | list) else (img_size, img_size)
+        if patch_size not in (None, PATCH, (PATCH, PATCH)) or height != width or height % PATCH:
+            raise ValueError(
+                f"images of {height}x{width} in patches of {patch_size or PATCH}: this model reads "
+                f"square images, sides a multiple of {PATCH}"
+            )
+        self.img_size, self.grid_size = (height, width), (height // PATCH, width // PATCH)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+
+    def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of patches in an image."""
+        return img_size[0] // PATCH, img_size[1] // PATCH
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(self.conv(x)).flatten(2).transpose(1, 2)
@@ -92,10 +113,8 @@ class ConvStemDeiT(VisionTransformer):
             drop_path_rate=drop_path,
             embed_layer=ConvStem,
         )
-        self.conv_embed = self.patch_embed  # the released name
-        del self.patch_embed
+        self.conv_embed: Any = self._modules.pop("patch_embed")  # the released name
         self.num_prefix_tokens = 2
-        self.image_size = image_size
         self.pos_embed = nn.Parameter(torch.zeros(1, self.conv_embed.num_patches + 2, width))
         self.head_conv = self._new_head(num_classes)
         self.conv_embed.reset_convolutions()
@@ -104,6 +123,16 @@ class ConvStemDeiT(VisionTransformer):
         if num_classes > 0:
             trunc_normal_(self.head_conv.weight, std=0.02)
             nn.init.zeros_(self.head_conv.bias)
+
+    @property
+    def patch_embed(self) -> Any:
+        """The stem, as timm calls it."""
+        return self.conv_embed
+
+    @property
+    def image_size(self) -> int:
+        """Pixels, square."""
+        return int(self.conv_embed.img_size[0])
 
     def _new_head(self, num_classes: int) -> Any:
         return nn.Linear(self.embed_dim, num_classes) if num_classes > 0 else nn.Identity()
@@ -117,12 +146,11 @@ class ConvStemDeiT(VisionTransformer):
         self.num_classes = num_classes
         self.head, self.head_conv = self._new_head(num_classes), self._new_head(num_classes)
 
-    def forward_features(self, x: Tensor, **_: Any) -> Tensor:
-        """Images (B, 3, H, W) to normalised tokens (B, 2 + N, width)."""
-        patches = self.conv_embed(x)
+    def _pos_embed(self, x: Tensor) -> Tensor:
+        """Patches (B, N, width) to tokens (B, 2 + N, width) with their positions."""
         class_token = self.cls_token.expand(x.shape[0], -1, -1)
-        tokens = torch.cat((class_token, patches.mean(dim=1, keepdim=True), patches), dim=1)
-        return self.norm(self.blocks(self.pos_drop(tokens + self.pos_embed)))
+        tokens = torch.cat((class_token, x.mean(dim=1, keepdim=True), x), dim=1)
+        return self.pos_drop(tokens + self.pos_embed)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens (B, 2 + N, width) to logits (B, C), or to the distilled features (B, width)."""
@@ -143,8 +171,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: ConvStemDeiT) -> 
     positions = state_dict.get("pos_embed")
     if positions is None or positions.shape[1] == model.pos_embed.shape[1]:
         return state_dict
-    side = model.image_size // PATCH
-    resized = resample_abs_pos_embed(positions, [side, side], num_prefix_tokens=2)
+    grid = list(model.conv_embed.grid_size)
+    resized = resample_abs_pos_embed(positions, grid, num_prefix_tokens=2)
     return {**state_dict, "pos_embed": resized}
 
 
@@ -192,6 +220,7 @@ def _build(name: str, pretrained: bool, **kwargs: Any) -> ConvStemDeiT:
         name,
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
         **kwargs,
     )
 

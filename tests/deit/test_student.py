@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from deit.srd_deit import checkpoint_filter_fn
 from deit.student import StudentOutput, create_student, read
 from srd.errors import UserError
 
@@ -164,3 +167,54 @@ def test_reading_is_what_the_network_computes() -> None:
         evaluated = read(student.eval(), images)
         assert torch.equal(evaluated.logits, student(images))
         assert evaluated.distilled_logits is None and evaluated.tokens.shape == (2, 4, 192)
+
+
+# What timm's models can do
+
+
+def student(**arguments: Any) -> Any:
+    torch.manual_seed(0)
+    sizes = {"num_classes": 5, "img_size": 64, **arguments}
+    return timm.create_model("srd_deit_tiny", **sizes).eval()
+
+
+IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+def test_intermediates_are_the_tokens_after_each_block() -> None:
+    model, seen = student(), []
+    for block in model.blocks:
+        block.register_forward_hook(lambda module, inputs, tokens: seen.append(tokens))
+    last, maps = model.forward_intermediates(IMAGES)
+    assert len(maps) == len(seen) == 12 and torch.equal(last, model.norm(seen[11]))
+    for features, tokens in zip(maps, seen[:12], strict=True):
+        assert torch.equal(features, tokens[:, 2:].mT.reshape(2, 192, 4, 4))
+    [layer] = model.get_intermediate_layers(IMAGES, n=1)
+    assert torch.equal(layer, seen[11][:, 2:])
+
+
+def test_features_only() -> None:
+    backbone = student(num_classes=0, features_only=True, out_indices=(5, 11))
+    assert backbone.feature_info.channels() == [192, 192]
+    assert backbone.feature_info.reduction() == [16, 16]
+    assert [features.shape for features in backbone(IMAGES)] == [(2, 192, 4, 4)] * 2
+
+
+def test_another_input_size() -> None:
+    model, larger = student(), student(img_size=96)
+    larger.load_state_dict(checkpoint_filter_fn(model.state_dict(), larger))
+    model.set_input_size(img_size=96)
+    images = torch.randn(1, 3, 96, 96)
+    assert model.image_size == 96 and torch.equal(model(images), larger(images))
+    with pytest.raises(ValueError, match="sides a multiple of 16"):
+        model.set_input_size(img_size=100)
+
+
+def test_checkpointed_gradients_are_the_same() -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = student().train()
+        model.set_grad_checkpointing(checkpointing)
+        model(IMAGES).logits.sum().backward()
+        gradients.append(model.blocks[0].attn.qkv.weight.grad)
+    assert torch.equal(*gradients) and gradients[0].abs().sum() > 0
