@@ -27,6 +27,7 @@ from srd.printable import printable
 WEIGHT_ENTRIES = ("model", "state_dict", "model_state_dict")
 EMA_ENTRIES = ("state_dict_ema", "model_ema")
 WRAPPER_PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.)+")
+COUNTER = "num_batches_tracked"  # of a batch norm; weights of before 2018 have none
 # Where wrappers keep what was trained beside the student: the released DeiT files and ours beside
 # its weights, torchdistill's wrappers beside a `model`.
 PROJECTOR_PREFIX = "distillation_loss."
@@ -144,9 +145,15 @@ def load_into(
         UserError: as `load_weights`, or the weights do not fit.
     """
     weights, extras = parts_in(load_file(path) if content is None else content, path)
+    weights = with_counters(weights, model.state_dict())
     explain_mismatch(model.state_dict(), weights, path, what)
     model.load_state_dict(weights)
     return list(map(printable, extras))
+
+
+def with_counters(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`weights`, with a network's own counters of batches where old files have none."""
+    return {name: own[name] for name in own if name.endswith(COUNTER)} | dict(weights)
 
 
 def load_file(path: str | Path) -> dict[str, Any]:

@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from srd.errors import UserError
 from srd.files.released import in_ckpts
-from srd.files.weights import explain_mismatch, load_weights
+from srd.files.weights import explain_mismatch, load_weights, with_counters
 from srd.models import timm_models
 from srd.models.students import find
 from srd.models.timm_models import MISFITS
 
 PRETRAINED = "pretrained"
-COUNTER = "num_batches_tracked"  # of a batch norm; weights of before 2018 have none
 
 
 @dataclass(frozen=True)
@@ -120,9 +119,8 @@ def load_fitting(model: nn.Module, weights: Mapping[str, Tensor], source: Any, w
     new_head = any(name not in fitted or fitted[name].shape != own[name].shape for name in of_head)
     if new_head:
         fitted = {name: value for name, value in fitted.items() if not name.startswith(heads)}
-    for name, value in own.items():
-        if name.endswith(COUNTER) or (new_head and name in of_head):
-            fitted.setdefault(name, value)
+        fitted |= {name: own[name] for name in of_head}
+    fitted = with_counters(fitted, own)
     explain_mismatch(own, fitted, source, what)
     model.load_state_dict(fitted)
     return Fit(head_names(model) if new_head else (), tuple(resized))

@@ -461,3 +461,14 @@ def test_weights_go_into_a_model(tmp_path: Path) -> None:
     other = {"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}
     assert load_into(model, tmp_path / "absent.pth", "the student", content=other) == []
     assert torch.equal(model.weight, torch.zeros(2, 3))
+
+
+def test_weights_of_before_batch_norms_counted_are_loaded(tmp_path: Path) -> None:
+    old, model = (nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)) for _ in range(2))
+    weights = {k: v for k, v in old.state_dict().items() if not k.endswith("num_batches_tracked")}
+    torch.save(weights, tmp_path / "old.pth")
+    load_into(model, tmp_path / "old.pth", "the student")
+    assert torch.equal(model[0].weight, old[0].weight) and model[1].num_batches_tracked == 0
+    del weights["1.running_mean"]
+    with pytest.raises(UserError, match=r"1 missing: 1\.running_mean"):
+        load_into(model, tmp_path / "old.pth", "the student", content=weights)
