@@ -34,7 +34,8 @@ def export(
     """Write `folder`; every graph in it is compared with the network before it appears.
 
     Args:
-        formats: names of FORMATS; None for all.
+        formats: names of FORMATS; None for all. What an earlier export in `folder` has besides is
+            made anew: it would be of other weights, or lost.
         licence: of the weights, for the model card.
         overwrite: take the place of an earlier export; never of anything else.
         report: is told each comparison's result.
@@ -43,8 +44,9 @@ def export(
         UserError: the folder exists or cannot be made, or as `choose_formats`.
         RunFailed: a graph does not compute what the network computes, or writing failed.
     """
-    chosen = choose_formats(FORMATS if formats is None else formats)
     check_place(folder, overwrite)
+    there = [name for name, format in FORMATS.items() if (folder / format.file).is_file()]
+    chosen = choose_formats([*(FORMATS if formats is None else formats), *there])
     original, checks = Original(classifier), []
     with appearing(folder) as parts:
         for format in chosen:

@@ -151,8 +151,11 @@ def test_an_earlier_export_is_replaced_only_when_asked(
     assert exporting(deit_run, "--output", folder, "--format", "timm").code == 0
     done = exporting(deit_run, "--output", folder, "--format", "safetensors")
     assert done.code == 2 and "--overwrite" in done.err and "config.json" in left_in(folder)
+    before = left_in(folder)
+    (folder / "config.json").write_text("{}")
     assert exporting(deit_run, "--output", folder, "--format=safetensors", "--overwrite").code == 0
-    assert left_in(folder) == {"README.md", "model.safetensors"} and left_in(tmp_path) == {"out"}
+    assert left_in(folder) == before and left_in(tmp_path) == {"out"}, "other formats are kept"
+    assert (folder / "config.json").read_text() != "{}", "and made anew"
 
 
 def test_other_peoples_folders_are_never_overwritten(
