@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from srd.errors import UserError, nearest
 from srd.export.description import Description, exported_with, read_description
-from srd.export.layout import CONFIG, WEIGHTS
+from srd.export.layout import CONFIG, ONNX, TORCH, WEIGHTS
 from srd.export.of_run import describe_run
 from srd.export.origin import Source, read_source
 from srd.files.checkpoint import explain_mismatch, load_weights
@@ -51,6 +51,11 @@ def open_classifier(path: str | Path, halves: Iterable[Half] | None = None) -> C
     """
     halves = installed_halves() if halves is None else halves  # they register with timm, too
     path = Path(os.path.expanduser(path))
+    if path.name.endswith(Path(TORCH).suffix):
+        raise UserError(
+            f"{path} is a program, which torch.export.load would run: give the folder that it is in, "
+            f"its {ONNX} or its {WEIGHTS}"
+        )
     if (folder := exported_folder(path)) is not None:
         weights = folder / WEIGHTS
         return build(

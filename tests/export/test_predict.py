@@ -146,6 +146,7 @@ def test_a_reader_that_has_seen_enough_is_no_failure(
         (["README.md", "x.png"], "README.md is damaged or not a checkpoint"),
         (["docs", "x.png"], "no student in docs"),
         (["nowhere.onnx", "x.png"], "no ONNX file"),
+        (["any.pt2", "x.png"], "any.pt2 is a program"),
         (["FOLDER"], "IMAGE"),
         (["FOLDER", "EMPTY"], "no pictures in"),
         (["FOLDER", "x.png", "--top=0"], "--top"),
