@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ def start_from(
 def _is_tag(where: str, name: str, what: str) -> bool:
     """Whether `where` is a timm model, and not a file that is called like one."""
     bare = where.split(".")[0]
-    if not timm.is_model(bare) or Path(where).expanduser().exists():
+    if not timm.is_model(bare) or os.path.exists(os.path.expanduser(where)):
         return False
     if bare != name.split(".")[0]:
         raise UserError(f"{what} cannot start from {where}, which is another network")

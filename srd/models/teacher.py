@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -171,9 +172,9 @@ def load_teacher(
 
 def _weights_file(where: str | Path) -> Path:
     """A file's place; of a run, the checkpoint that says what its images and classes were."""
-    checkpoints = Path(where).expanduser() / "checkpoints"
+    checkpoints = Path(os.path.expanduser(where)) / "checkpoints"
     own = [checkpoints / "best.pth", checkpoints / "last.pth"]
-    return next((file for file in own if file.is_file()), None) or locate(where)
+    return next((file for file in own if os.path.isfile(file)), None) or locate(where)
 
 
 class _Opened(NamedTuple):

@@ -36,7 +36,9 @@ class RunFolder:
 
     def __init__(self, output: str | Path, name: str | None = None) -> None:
         try:
-            self.path = Path(output).expanduser() / ("" if name is None else plain_name(name))
+            self.path = Path(os.path.expanduser(output)) / (
+                "" if name is None else plain_name(name)
+            )
         except ValueError as error:
             raise UserError(f"--name {error}, not {str(name)[:60]!r}") from None
         self._inode: tuple[int, int] | None = None  # of the folder, since `prepare`
@@ -154,7 +156,7 @@ class RunFolder:
         Args:
             unfit: checkpoints that are whole, and not to be gone on from.
         """
-        others = [path for path in self.checkpoints.glob("*.pth") if path != self.last]
+        others = [p for p in self.checkpoints.glob("*.pth") if p != self.last and p.is_file()]
         others.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
         return newest_whole(path for path in (self.last, *others) if path not in unfit)
 
@@ -197,12 +199,19 @@ class RunFolder:
         write_text(self.result, json.dumps(values, indent=2) + "\n")
 
     def read_result(self) -> dict[str, Any] | None:
-        """The result of a finished run; None while it is not."""
+        """What stands in `result.json`; None where there is no mapping."""
         try:
             result = json.loads(self.result.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             return None
         return result if isinstance(result, dict) else None
+
+    def finished(self) -> dict[str, Any] | None:
+        """The result of a finished run, which has scores; None while it is not."""
+        result = self.read_result() or {}
+        scores = [result.get(name) for name in ("acc1", "best_acc1")]
+        whole = all(isinstance(score, (int, float)) and 0 <= score <= 100 for score in scores)
+        return result if whole else None
 
 
 def _inode(path: Path) -> tuple[int, int] | None:

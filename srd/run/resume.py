@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -129,7 +130,7 @@ class Resume:
         start = self.next({}) if self.again or named is None else Start()
         if start.path is not None or named is None:
             return start if start.path is not None else only(start)
-        if not named.is_file():
+        if not os.path.isfile(named):  # unlike pathlib's, this never raises
             raise UserError(f"no checkpoint at {named}")
         try:
             self.load(named)
@@ -195,7 +196,7 @@ def open_run(
     try:
         start = processes.from_main(search.first)
         state = everywhere(start.path, search.load)
-        if state is not None and (result := processes.from_main(folder.read_result)) is not None:
+        if state is not None and (result := processes.from_main(folder.finished)) is not None:
             return Opened(state, [], result)
         text = config_text or dump_yaml(settings)
         notes = processes.from_main(lambda: _make_ready(folder, text, start))

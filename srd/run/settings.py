@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from srd.config.layers import Layer, nested, read_yaml
@@ -17,7 +18,7 @@ def own_settings(run: str | Path) -> list[Layer]:
         UserError: its configuration cannot be read.
     """
     folder = RunFolder(run)
-    if not folder.config.is_file():
+    if not os.path.isfile(folder.config):  # unlike pathlib's, this never raises
         return []
     layers = [Layer(str(folder.config), read_yaml(folder.config))]
     result = folder.read_result() or {}

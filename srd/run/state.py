@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+MOST = 2**53  # up to here, whole numbers are floats as well
 # The numbers of `position`: kind, smallest and largest; beside them are the `sums` of loss terms.
 NUMBERS: dict[str, tuple[type, float, float]] = {
-    "epoch": (int, 0, math.inf),
-    "step": (int, 0, math.inf),
-    "updates": (int, 0, math.inf),
+    "epoch": (int, 0, MOST),
+    "step": (int, 0, MOST),
+    "updates": (int, 0, MOST),
     "best_acc1": (float, -1, 100),
-    "best_epoch": (int, -1, math.inf),
-    "seconds": (float, 0, math.inf),
+    "best_epoch": (int, -1, MOST),
+    "seconds": (float, 0, MOST),
 }
 NEEDED = {"epoch", "step", "updates"}  # the others have defaults
 
@@ -31,10 +32,11 @@ class Misfit(Exception):
 def check_outline(state: Mapping[str, Any]) -> None:
     """Raise a Misfit unless `state` has a position, and numbers and tensors that are numbers.
 
-    Everything but the settings is looked at.
+    Of the settings, only that they are plain values by name is looked at.
     """
     if not isinstance(state.get("config"), Mapping) or "position" not in state:
         raise Misfit("it is not a checkpoint of a run here")
+    _check_plain(state["config"], "config")
     check_position(state["position"])
     for name, value in state.items():
         if name != "config":
@@ -57,7 +59,7 @@ def check_position(position: Any) -> None:
         kind, least, most = NUMBERS[name]
         if not _is_number(value) or (kind is int and isinstance(value, float)):
             raise Misfit(f"position.{name} is {_kind(value)}, not a number like {least}")
-        if not least <= value <= most or math.isinf(value):
+        if not least <= value <= most:
             raise Misfit(f"position.{name} is {value}: out of range")
 
 
@@ -89,8 +91,8 @@ def check_like(saved: Any, own: Any, name: str, *, complete: bool = True) -> Non
     elif _is_number(own):
         if not _is_number(saved):
             raise Misfit(f"{name} is {_kind(saved)}, not a number")
-        if not math.isfinite(saved) and math.isfinite(own):
-            raise Misfit(f"{name} is {saved}")
+        if not _is_finite(saved) and _is_finite(own):
+            raise Misfit(f"{name} is out of range, or no number")
     elif isinstance(own, (bool, str, type(None))) and isinstance(saved, (Tensor, Mapping)):
         raise Misfit(f"{name} is {_kind(saved)}, not like {own}")
 
@@ -119,6 +121,27 @@ def _check_numbers(value: Any, name: str) -> None:
     elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         for number, item in enumerate(value):
             _check_numbers(item, f"{name}.{number}")
+
+
+def _check_plain(value: Any, name: str) -> None:
+    """Raise a Misfit for what is no setting: settings are compared with a run's, and told."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise Misfit(f"{name} has the key {str(key)[:40]}, which is no name")
+            _check_plain(item, f"{name}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for number, item in enumerate(value):
+            _check_plain(item, f"{name}.{number}")
+    elif not isinstance(value, (str, int, float, type(None))):
+        raise Misfit(f"{name} is {_kind(value)}")
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False
 
 
 def _is_number(value: Any) -> bool:

@@ -167,7 +167,7 @@ def with_trained_teacher(config: Config, num_classes: int) -> Config:
     if recipe.name is None:
         raise UserError(f"{path} trains a teacher for others: it needs a `name`")
     folder = RunFolder(recipe.output, recipe.name)
-    if folder.read_result() is None:
+    if folder.finished() is None:
         check_student(config, num_classes)
         if processes.is_main():
             print(f"first the teacher, once: {path} into {folder.path}")

@@ -141,6 +141,13 @@ def test_damaged_checkpoints_are_passed_over(tmp_path: Path) -> None:
     assert folder.find_resume() == (None, paths)
 
 
+def test_what_is_no_file_is_no_checkpoint(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, "best.pth")
+    (folder.checkpoints / "gone.pth").symlink_to(tmp_path / "nowhere")
+    (folder.checkpoints / "folder.pth").mkdir()
+    assert folder.find_resume() == (folder.best, [])
+
+
 def test_a_new_run_has_no_state_and_its_configuration_is_kept(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, "a")
     assert reopen(folder) is None
@@ -335,6 +342,17 @@ def test_results_are_read_back(tmp_path: Path) -> None:
     for torn in ('{"acc1": 9', "[1]", ""):
         folder.result.write_text(torn)
         assert folder.read_result() is None
+
+
+@pytest.mark.parametrize("score", [None, "9", [1], -1, 101, float("nan"), 10**400])
+def test_a_result_without_scores_is_no_finished_runs(tmp_path: Path, score: Any) -> None:
+    folder = folder_with(tmp_path)
+    folder.write_result({"acc1": 98.5, "best_acc1": 99})
+    assert folder.finished() == folder.read_result()
+    folder.write_result({"acc1": 98.5, "best_acc1": score})
+    assert folder.finished() is None
+    folder.write_result({"acc1": 98.5})
+    assert folder.finished() is None
 
 
 def send(*numbers: int) -> None:

@@ -60,7 +60,12 @@ BAD: list[tuple[Change, str]] = [
     *((put("position", "best_acc1", value=v), "position.best_acc1")
       for v in (NAN, INF, 1e6, -2.0, "high", None)),
     *((put("position", "best_epoch", value=v), "position.best_epoch") for v in (-2, 2, 0.5)),
-    *((put("position", "seconds", value=v), "position.seconds") for v in (-1.0, INF, None)),
+    *((put("position", "seconds", value=v), "position.seconds") for v in (-1.0, INF, 1e308, None)),
+    *((put("position", name, value=10**400), f"position.{name}") for name in ("epoch", "seconds")),
+    (put("position", "sums", "loss", value=10**400), "position.sums.loss"),
+    (put("optimizer", "param_groups", 0, "lr", value=10**400), "optimizer.param_groups.0.lr"),
+    (put("config", "identity", 1, value=2), "config.identity has the key 1"),
+    (put("config", "identity", "model", value=torch.zeros(2)), "config.identity.model is a Tensor"),
     *((put("position", "sums", value=v), "position.sums") for v in (None, {}, [1.0], {"loss": NAN})),
     (put("position", "sums", "loss", value="a"), "position.sums.loss"),
     *((put("model", value=v), "model") for v in (None, {}, [], torch.zeros(3))),
