@@ -281,6 +281,7 @@ def assert_the_same_accuracy(folder: Path, processes: int) -> None:
     assert together["loss"] == pytest.approx(alone["loss"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_killed_process_comes_back_and_the_run_goes_on(folder: Path) -> None:
     """torchrun --max-restarts: from the last step saved, although the command says --resume none."""
     torchrun(folder, 2, "die@12", restarts=1)

@@ -98,7 +98,10 @@ def recipe(models: str, train: str) -> str:
     return DATA + models + "\ntrain:" + LOADERS + train + TEST
 
 
-@pytest.mark.parametrize("method", ["plain", "kd", "at", "their_srd"])
+@pytest.mark.parametrize(
+    "method",
+    ["plain", "their_srd", *(pytest.param(m, marks=pytest.mark.slow) for m in ("kd", "at"))],
+)
 def test_torchdistills_methods_run_to_the_end(
     method: str, tmp_path: Path, teacher_file: Path, command: Command
 ) -> None:
