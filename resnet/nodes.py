@@ -12,7 +12,7 @@ from torchdistill.common import yaml_util
 
 from resnet.places import Places
 from resnet.trust import TRUST, Made, called, item, member, named
-from srd.config.documents import Loader
+from srd.config.documents import MOST_BYTES, Loader
 from srd.errors import UserError
 
 PLAIN = tuple(
@@ -123,7 +123,10 @@ def _texts(loader: Reader, node: yaml.Node) -> list[str]:
     items = loader.construct_sequence(node, deep=True)
     if any(isinstance(item, Made | list | dict) for item in items):
         raise UserError(f"{loader.at(node)}: {node.tag} needs a list of texts")
-    return [str(item) for item in items]
+    texts = [str(item) for item in items]
+    if sum(map(len, texts)) > MOST_BYTES:  # aliases repeat what they stand for
+        raise UserError(f"{loader.at(node)}: more than {MOST_BYTES:,} characters in one text")
+    return texts
 
 
 def _text(change: Callable[[str], str]) -> Callable[[Reader, yaml.Node], str]:

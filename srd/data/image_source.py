@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from srd.data.picture_tags import asks_for_too_much
 from srd.files.limits import LIMITS
 from srd.files.opened import Refused, read_small
 
@@ -119,9 +120,13 @@ SIXTEEN = ("PNG", "PPM")  # of which Pillow gives 16 bits as 32
 
 def open_image(file: io.BytesIO) -> Image.Image:
     """A picture of FORMATS, of which only the head is read; raises as `read_image`."""
+    if asks_for_too_much(file.getvalue()):
+        raise TooLarge("its tags claim several times what the file has")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it is refused below
         image = Image.open(file, formats=_formats())
+    if asks_for_too_much(image.info.get("exif") or b""):
+        raise TooLarge("its tags claim several times what the file has")
     width, height = image.size
     if not 0 < width * height <= LIMITS.pixels:
         raise TooLarge(f"{width}x{height} pixels: more than {LIMITS.pixels:,} are not read")

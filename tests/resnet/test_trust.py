@@ -272,3 +272,12 @@ def test_any_value_anywhere_is_read_or_refused_and_runs_nothing(
     except UserError as error:
         assert "\n" not in str(error)
     assert sorted(os.listdir()) in (before, sorted([*before, "recipe.yaml"]))
+
+
+def test_a_text_that_aliases_join_again_and_again(tmp_path: Path) -> None:
+    lines = ["datasets:", f"  a0: &a0 {'x' * 1_000}"]
+    lines += [f"  a{n}: &a{n} !join [*a{n - 1}, *a{n - 1}]" for n in range(1, 15)]
+    file = tmp_path / "joined.yaml"
+    file.write_text("\n".join([*lines, "models: {}", "train: {}", "test: {}"]))
+    with pytest.raises(UserError, match="characters in one text"):
+        read_recipe(file)
