@@ -129,3 +129,15 @@ def test_one_picture_does_not_take_the_others_with_it() -> None:
     assert views[0, 0].image is not None and views[0, 0].broken == ()
     assert views[0, 1].broken == ("picture 1 (too long and narrow to be resized: 4000x8)",)
     assert views[0, 2].broken == ("picture 2 (MemoryError)",)
+
+
+def test_a_webp_picture_takes_more_memory_and_may_have_half_the_pixels() -> None:
+    sizes = {(8_000, 6_000): False, (8_000, 5_000): True}
+    for size, taken in sizes.items():
+        file = io.BytesIO()
+        Image.new("RGB", size).save(file, "WEBP", lossless=True, quality=0, method=0)
+        if taken:
+            assert open_image(file).size == size
+        else:
+            with pytest.raises(ValueError, match="more than 44,739,242 are not read"):
+                open_image(file)
