@@ -147,16 +147,20 @@ def test_in_a_terminal_of_80_columns_time_left_and_speed_are_seen(
     termios.tcsetwinsize(terminal, (24, 80))
     with open(terminal, "w", encoding="utf-8") as screen, monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", screen)
+        patch.setattr("tqdm.tqdm.monitor_interval", 0)  # no thread that outlives the terminal
         values = {"left": "100:02:03", "images/s": 8123.4, "loss": 6.9134, "ce": 6.9, "kl": 1.5}
         with RunLog(None).bar("epoch 299/300", 375_000, done=374_000) as bar:
-            time.sleep(0.2)  # tqdm draws ten times a second
-            bar.advance(1, values)
-            drawn = os.read(primary, 65536).decode()
+            drawn = ""
+            while "left" not in drawn.rsplit("\r", 1)[-1]:  # tqdm draws ten times a second
+                time.sleep(0.2)
+                bar.advance(1, values)
+                if select.select([primary], [], [], 0)[0]:
+                    drawn += os.read(primary, 65536).decode()
     os.close(primary)
     line = drawn.replace("\x1b[A", "").split("\r")[-1].rstrip("\n")
     assert len(line) <= 80, line
     assert line.startswith("epoch 299/300 100%|") and "left 100:02:03" in line, line
-    assert "images/s 8123" in line and "374001/375000" in line, line
+    assert "images/s 8123" in line and "/375000" in line, line
 
 
 def test_plain_lines_are_rare(capsys: pytest.CaptureFixture[str]) -> None:
