@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import select
 import sys
 import termios
 import time
