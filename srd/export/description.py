@@ -18,7 +18,7 @@ from srd.files.limits import LIMITS
 from srd.files.opened import Refused, read_small
 
 OWN_SECTION = "srd"  # of config.json: what timm does not ask for
-MOST_SETTINGS, MOST_LEVELS = 10_000, 30
+MOST_SETTINGS, MOST_LEVELS, MOST_TEXT = 10_000, 30, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -126,17 +126,18 @@ class Description:
 
 def check_settings(settings: Any) -> None:
     """Raise a UserError unless these are plain values in containers, not too many nor too deep."""
-    level, count = [settings], 0
+    level, count, text = [settings], 0, 0
     if not isinstance(settings, Mapping):
         raise UserError("its settings are no mapping")
     for _ in range(MOST_LEVELS):
         count += len(level)
+        text += sum(len(value) for value in level if isinstance(value, str))
         containers = [value for value in level if isinstance(value, (Mapping, list, tuple))]
         plain = all(
             isinstance(value, (Mapping, list, tuple, str, int, float, type(None)))
             for value in level
         )
-        if not plain or count > MOST_SETTINGS:
+        if not plain or count > MOST_SETTINGS or text > MOST_TEXT:
             raise UserError("its settings are not a few plain values")
         level = [
             inner

@@ -14,6 +14,8 @@ from typing import Any
 
 from srd.errors import RunFailed, UserError
 from srd.files.checkpoint import newest_whole, save_state, write_text
+from srd.files.limits import LIMITS
+from srd.files.opened import Refused, read_small
 from srd.run.lock import Claim
 from srd.strict import plain_name
 
@@ -201,8 +203,8 @@ class RunFolder:
     def read_result(self) -> dict[str, Any] | None:
         """What stands in `result.json`; None where there is no mapping."""
         try:
-            result = json.loads(self.result.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            result = json.loads(read_small(self.result, LIMITS.description_bytes))
+        except (OSError, ValueError, RecursionError, Refused):
             return None
         return result if isinstance(result, dict) else None
 

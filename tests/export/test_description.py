@@ -67,6 +67,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "settings that are a list": {"srd__settings": [1]},
     "deep settings": {"srd__settings": {"a": json.loads("[" * 200 + "]" * 200)}},
     "settings without end": {"srd__settings": {"a": [0] * 100_000}},
+    "a setting without end": {"srd__settings": {"a": "x" * 2_000_000}},
 }
 
 

@@ -56,6 +56,9 @@ EMPTIES = {str(i): {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i 
 NESTED = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 
 GREEDY: dict[str, bytes] = {
+    "a long text as a key of many dictionaries": as_zip(
+        unfolding(text("k" * 400_000)).replace(b"h\x05" * 60_000, b"}h\x05Ns" * 60_000)
+    ),
     "a large dictionary counted again and again": as_zip(
         many_pairs(65_536) + again(name("collections", "Counter"), b"h\x00\x85", 20_000)
     ),

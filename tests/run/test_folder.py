@@ -342,6 +342,9 @@ def test_results_are_read_back(tmp_path: Path) -> None:
     for torn in ('{"acc1": 9', "[1]", ""):
         folder.result.write_text(torn)
         assert folder.read_result() is None
+    folder.result.unlink()
+    os.mkfifo(folder.result)  # not waited for
+    assert folder.read_result() is None
 
 
 @pytest.mark.parametrize("score", [None, "9", [1], -1, 101, float("nan"), 10**400])

@@ -192,6 +192,8 @@ def check_tree(root: Any) -> Any:
             if isinstance(value, (dict, list, tuple)):
                 count += len(value)
                 below += value.values() if isinstance(value, dict) else value
+                if isinstance(value, dict):  # one text can be a key of each
+                    count += sum(len(key) for key in value if isinstance(key, str)) // TEXT
             elif isinstance(value, (str, bytes, set)):
                 count += len(value) // (1 if isinstance(value, set) else TEXT)
             elif not isinstance(value, (type(None), bool, int, float, Tensor)):
