@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
 from srd.strict import STRICT, PathText, RunName, Seed
+
+
+def _no_folder(text: str) -> str:
+    if os.path.isdir(os.path.expanduser(text)):
+        raise ValueError("should be a file, not a folder")
+    return text
+
+
+LogFile = Annotated[PathText, AfterValidator(_no_folder)]
 
 
 @dataclass(config=STRICT)
@@ -26,7 +37,7 @@ class Options:
     log_config: bool = False
     adjust_lr: bool = False
     trust_config: bool = False
-    run_log: PathText | None = None
+    run_log: LogFile | None = None
 
     @property
     def run_name(self) -> str:

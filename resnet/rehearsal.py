@@ -6,13 +6,17 @@ step does is done here once, without gradients, and everything that it moved is 
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from resnet import box as boxes
 from resnet.inputs import TrainInput, Unreadable, inner_dataset, load_item, split_items
@@ -110,3 +114,46 @@ def unmoved(modules: list[nn.Module | None]) -> Iterator[None]:
         with torch.no_grad():
             for buffer, value in zip(buffers, saved, strict=True):
                 buffer.copy_(value)
+
+
+MOST_STEPS = 10_000  # of a schedule that moves with the updates
+
+
+def rehearse_schedule(box: Any, epochs: int, updates: int) -> None:
+    """Move the schedule through the whole run, and put it back.
+
+    Args:
+        updates: of an epoch.
+
+    Raises:
+        UserError: it fails on the way, or a learning rate is no number, or below 0.
+    """
+    schedule = box.lr_scheduler
+    if schedule is None:
+        return
+    steps = epochs * updates // box.scheduling_step if box.scheduling_step > 0 else epochs
+    plateau = isinstance(schedule, ReduceLROnPlateau)
+    groups, state = box.optimizer.param_groups, deepcopy(schedule.state_dict())
+    before = [{k: v for k, v in group.items() if k != "params"} for group in groups]
+    try:
+        with explained("train.scheduler"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that no optimizer has moved yet
+            for _ in range(min(steps, MOST_STEPS)):
+                schedule.step(*([0.0] if plateau else []))
+                if not all(0 <= group["lr"] < math.inf for group in groups):
+                    rate = groups[0]["lr"]
+                    raise UserError(f"train.scheduler: it leads to a learning rate of {rate:.3g}")
+    finally:
+        schedule.load_state_dict(state)
+        for group, values in zip(groups, before, strict=True):
+            group.update(values)
+
+
+def check_schedule(box: Any, evaluate_every: int) -> None:
+    """Raise a UserError for a schedule that wants an accuracy after every epoch, and gets none."""
+    each = box.scheduling_step <= 0 and evaluate_every == 1
+    if isinstance(box.lr_scheduler, ReduceLROnPlateau) and not each:
+        raise UserError(
+            "train.scheduler: ReduceLROnPlateau moves by the accuracy of every epoch: leave "
+            "run.evaluate_every at 1, and scheduling_step out"
+        )

@@ -14,7 +14,7 @@ from resnet.inputs import TrainInput, split_items, train_input
 from resnet.models import Models, load_models, student_section
 from resnet.options import Options
 from resnet.recipe import NOT_RECIPE, Recipe, read_recipe
-from resnet.rehearsal import check_datasets, rehearse
+from resnet.rehearsal import check_datasets, check_schedule, rehearse, rehearse_schedule
 from resnet.sections import check_sections
 from resnet.trainer import BoxSchedule, BoxTask, Items, to_device
 from srd.config.fields import Plan, Saving
@@ -90,6 +90,8 @@ def train(
         test=test_loader(recipe).dataset,
     )
     rehearse(box, models, inputs, precision, channels_last=recipe.run.channels_last)
+    check_schedule(box, recipe.run.evaluate_every)
+    rehearse_schedule(box, epochs, len(inputs.batches))
     identity = Identity(
         model=models.student_name,
         teacher=models.teacher_name,

@@ -20,7 +20,9 @@ class Lasting:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        self._try(lambda: self._stream.write(text))
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"  # ASCII in some containers
+        shown = text.encode(encoding, "backslashreplace").decode(encoding)
+        self._try(lambda: self._stream.write(shown))
         return len(text)
 
     def flush(self) -> None:
@@ -32,8 +34,6 @@ class Lasting:
     def _try(self, write: Any) -> None:
         try:
             write()
-        except UnicodeEncodeError:
-            raise
         except (OSError, ValueError):  # ValueError: it was closed
             with suppress(OSError, ValueError):
                 nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -64,6 +64,13 @@ def test_a_closed_stream_takes_what_it_is_given(kind: Callable[[], Any]) -> None
     assert lasting_one.closed
 
 
+def test_letters_that_a_terminal_lacks_are_written_out() -> None:
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    Lasting(screen).write("caf\u00e9\n")
+    screen.flush()
+    assert screen.buffer.getvalue() == b"caf\\xe9\n"
+
+
 def test_streams_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdout", None)
     error = sys.stderr

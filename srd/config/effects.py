@@ -19,7 +19,6 @@ Doing = Literal["student", "teacher", "evaluation"]
 # Fields, or sections of them, that nothing reads. A teacher may be given to a student that learns
 # alone, so that one line with another loss each time makes a comparison.
 IDLE: dict[Doing, tuple[str, ...]] = {
-    "student": (),
     "teacher": (
         "model.name", "distill.", "teacher.recipe", "teacher.mean", "teacher.std",
         "teacher.evaluate",
@@ -31,7 +30,6 @@ IDLE: dict[Doing, tuple[str, ...]] = {
 }  # fmt: skip
 READ = ("train.batch_size",)  # of the sections above, by everything
 SAYS: dict[Doing, str] = {
-    "student": "",
     "teacher": "where the teacher is trained",
     "evaluation": "where nothing is trained",
 }
@@ -50,7 +48,7 @@ def configure(shared: Sequence[Layer], given: Sequence[Layer], doing: Doing) -> 
     config = read_config([*shared, *given])
     for source, values in given:
         for key in flatten(values):
-            if key not in READ and key.startswith(IDLE[doing]):
+            if key not in READ and key.startswith(IDLE.get(doing, ())):
                 raise UserError(f"{source}: {key} has no effect {SAYS[doing]}; leave it out")
     if doing == "evaluation":
         return config

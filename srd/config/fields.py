@@ -45,7 +45,9 @@ class Model:
     name: str = "tiny"  # tiny, small, base, or any timm model
     image_size: ImageSize = 224
     drop_path: Fraction = 0.0
-    init: str | None = None  # weights to start from: pretrained, a timm tag, a file, a run, hf-hub:
+    init: PathText | None = (
+        None  # weights to start from: pretrained, a timm tag, a file, a run, hf-hub:
+    )
 
 
 @dataclass(config=STRICT)

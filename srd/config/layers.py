@@ -144,6 +144,8 @@ def _explain(error: ValidationError, cls: type, layers: list[Layer], merged: Any
                 )
             case "dataclass_type" | "dict_type":
                 lines.append(f"{key}{where} should hold `key: value` lines, not {_shown(given)}")
+            case "missing" if isinstance(problem["loc"][-1], int):
+                lines.append(f"{key}{where} should hold more values than {_shown(given)}")
             case "missing":
                 lines.append(f"{key} is missing{where}")
             case _:

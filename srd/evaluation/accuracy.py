@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from srd.data.guard import check_targets
+from srd.data.inputs import Inputs
 from srd.data.loader import Batch, BrokenFiles
 from srd.device import Precision
 from srd.distributed import processes, reduce
@@ -136,3 +137,24 @@ def measure(
     if (now := len(broken.names)) > skipped:
         log.info(f"skipped {now - skipped} files that could not be read")
     return accuracy
+
+
+def measure_on(
+    inputs: Inputs,
+    predict: Callable[[Tensor], Tensor],
+    precision: Precision,
+    log: RunLog,
+    label: str,
+    stop: Callable[[], bool] = lambda: False,
+) -> Accuracy:
+    """`measure` on the validation images of `inputs`."""
+    return measure(
+        predict,
+        inputs.val,
+        images=inputs.val_images,
+        precision=precision,
+        log=log,
+        broken=inputs.broken,
+        label=label,
+        stop=stop,
+    )

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from srd.config.fields import Config, full_name
 from srd.data.inputs import Inputs, open_inputs
 from srd.device import Precision, choose_device
 from srd.distributed import processes
 from srd.errors import UserError
-from srd.evaluation.accuracy import Accuracy, measure
+from srd.evaluation.accuracy import Accuracy, measure_on
 from srd.evaluation.published import published_line
 from srd.files.released import in_ckpts
 from srd.files.weights import load_into
 from srd.models.students import open_student
-from srd.models.teacher import PAPER_TEACHER, Normalization, open_teacher
+from srd.models.teacher import PAPER_TEACHER, Normalization, check_knows_classes, open_teacher
 from srd.run.log import RunLog
 
 
@@ -68,33 +66,16 @@ def _evaluate(
         teacher = open_teacher(
             config.teacher, num_classes=classes, image_size=size, given=given, precision=precision
         )
-        accuracy = _measure(teacher.classify, inputs, precision, log, "evaluating the teacher")
+        check_knows_classes(teacher, inputs.num_classes, "an evaluation of the teacher")
+        accuracy = measure_on(inputs, teacher.classify, precision, log, "evaluating the teacher")
         log.info(f"teacher {teacher.name}  {accuracy}")
         if teacher.name == PAPER_TEACHER:
             _print_published(config, "regnety_160", accuracy, classes)
-    accuracy = _measure(student, inputs, precision, log, "evaluating")
+    accuracy = measure_on(inputs, student, precision, log, "evaluating")
     if processes.is_main():
         print(f"{what}, {path}: {accuracy}")
         _print_published(config, full_name(config.model.name), accuracy, classes)
     return accuracy
-
-
-def _measure(
-    predict: Callable[[Tensor], Tensor],
-    inputs: Inputs,
-    precision: Precision,
-    log: RunLog,
-    label: str,
-) -> Accuracy:
-    return measure(
-        predict,
-        inputs.val,
-        images=inputs.val_images,
-        precision=precision,
-        log=log,
-        broken=inputs.broken,
-        label=label,
-    )
 
 
 def _print_published(config: Config, name: str, accuracy: Accuracy, num_classes: int) -> None:

@@ -61,18 +61,25 @@ def start_from(
     if where == PRETRAINED or _is_tag(where, name, what):
         tag = name if where == PRETRAINED else where
         file = _released(tag, what) if find(tag, role=role) is not None else None
-        if file is None:
-            sizes = {"num_classes": num_classes, "image_size": image_size}
-            same = timm_models.create_classifier(tag, **sizes, pretrained=True, role=role)
-            model.load_state_dict(same.state_dict())
-            own = same.pretrained_cfg
-            head = ", a new head" if own["num_classes"] != num_classes else ""
-            full = ".".join(filter(None, (own.get("architecture"), own.get("tag")))) or tag
-            return f"{what} starts from the published weights {full}{head}"
-        where = str(file)
-    fit = load_fitting(model, load_weights(where), where, what)
+        weights = load_weights(file) if file else _published(tag, num_classes, image_size, role)
+        where = str(file) if file else f"the published weights {tag}"
+    else:
+        weights = load_weights(where)
+    fit = load_fitting(model, weights, where, what)
     changes = f", {fit}" if fit.new_head or fit.resized else ""
     return f"{what} starts from {where}{changes}"
+
+
+def _published(tag: str, num_classes: int, image_size: int, role: str) -> dict[str, Tensor]:
+    """timm's weights at this size; without the head that it draws for other classes.
+
+    That would be another one on every process, and at every start.
+    """
+    sizes = {"num_classes": num_classes, "image_size": image_size}
+    model = timm_models.create_classifier(tag, **sizes, pretrained=True, role=role)
+    foreign = model.pretrained_cfg["num_classes"] != num_classes
+    heads = tuple(f"{name}." for name in head_names(model)) if foreign else ()
+    return {name: value for name, value in model.state_dict().items() if not name.startswith(heads)}
 
 
 def _is_tag(where: str, name: str, what: str) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from srd.config.fields import Teacher
+from srd.config.layers import Layer, build
 from srd.device import Precision
 from srd.errors import UserError
 from srd.files.locate import locate
@@ -177,6 +178,16 @@ def _weights_file(where: str | Path) -> Path:
     return next((file for file in own if os.path.isfile(file)), None) or locate(where)
 
 
+def check_knows_classes(teacher: LoadedTeacher, num_classes: int, reader: str) -> None:
+    """Raise a UserError where `reader` needs the logits of a teacher that has none for the data."""
+    if not teacher.knows_classes:
+        raise UserError(
+            f"the teacher {teacher.name} has no head for the {num_classes} classes of the data, and "
+            f"{reader} reads its logits: train one on the data (--train_teacher), or take a loss that "
+            "reads features, such as srd"
+        )
+
+
 class _Opened(NamedTuple):
     """A teacher's network with its weights, before it is frozen."""
 
@@ -198,11 +209,11 @@ def _open(
 ) -> tuple[_Opened, FrozenTeacher]:
     """The network and its frozen form, which has looked at one image of this size."""
     opened = source(name, num_classes, image_size)
-    recorded = _recorded_normalization(opened.content)
+    recorded = _recorded(opened.content, opened.source)
     usual = getattr(opened.model, "pretrained_cfg", {})
     expected = Normalization(
-        tuple(teacher.mean or recorded.get("mean") or usual.get("mean") or given.mean),
-        tuple(teacher.std or recorded.get("std") or usual.get("std") or given.std),
+        tuple(teacher.mean or recorded.mean or usual.get("mean") or given.mean),
+        tuple(teacher.std or recorded.std or usual.get("std") or given.std),
     )
     frozen = FrozenTeacher(opened.model, opened.read, given, expected)
     timm_models.check_reading(
@@ -244,7 +255,7 @@ def _notes(
     if fit.new_head:
         yield (
             f"the teacher {name} has no head for the {num_classes} classes of the data: it teaches "
-            "by its features alone, without the KL divergence"
+            "by its features alone, without the KL divergence, and is not measured"
         )
     if fit.resized:
         yield f"the teacher {name}: {', '.join(fit.resized)} resized for {size or image_size} pixels"
@@ -260,8 +271,15 @@ def _class_names(content: Mapping[str, Any]) -> list[str] | None:
     return [str(name) for name in names] if isinstance(names, list) else None
 
 
-def _recorded_normalization(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Mean and standard deviation in a checkpoint of our own runs; {} for anyone else's."""
+def _recorded(content: Mapping[str, Any], source: str) -> Teacher:
+    """Mean and standard deviation in a checkpoint of our own runs; None for anyone else's.
+
+    Raises:
+        UserError: they are no such numbers.
+    """
     data = content.get("config", {})
     data = data.get("data", {}) if isinstance(data, dict) else {}
-    return data if isinstance(data, dict) and "mean" in data and "std" in data else {}
+    if not isinstance(data, dict) or not {"mean", "std"} <= set(data):
+        return Teacher()
+    given = {name: data[name] for name in ("mean", "std")}
+    return build(Teacher, [Layer(f"the settings in {source}", given)])

@@ -152,6 +152,10 @@ class RunFolder:
             return False
         return not set(before).isdisjoint(launches(again=True))
 
+    def has_checkpoints(self) -> bool:
+        """Whether there is one, whole or not, to go on from."""
+        return any(path.is_file() for path in self.checkpoints.glob("*.pth"))
+
     def find_resume(self, unfit: Collection[Path] = ()) -> tuple[Path | None, list[Path]]:
         """The newest whole checkpoint to go on from, and the damaged ones passed over.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from srd.config.fields import Config, Optim, Train
+from srd.config.fields import Optim, Plan
 from srd.data.inputs import Inputs
 from srd.device import Precision
 from srd.distributed import processes
@@ -18,7 +18,10 @@ MB = 1_000_000
 
 
 def preflight(
-    config: Config,
+    plan: Plan,
+    optim: Optim,
+    output: str,
+    *,
     inputs: Inputs,
     name: str,
     model: nn.Module,
@@ -28,6 +31,7 @@ def preflight(
     """The lines: data, student, teacher, updates, learning rate, disk.
 
     Args:
+        output: the folder that the run's own is made in.
         name: of what is trained, and `model`: it.
     """
     parameters = sum(p.numel() for p in model.parameters())
@@ -42,37 +46,37 @@ def preflight(
         yield f"teacher {teacher.name} from {teacher.source}{digest}"
         yield from teacher.notes
     assert inputs.train_batches is not None
-    yield from _updates(config.train, config.optim, inputs.train_images, len(inputs.train_batches))
-    yield from _disk(Path(config.output), config.train, 4 * parameters)
+    yield from _updates(plan, optim, inputs.train_images, len(inputs.train_batches))
+    yield from _disk(Path(output).expanduser(), plan, 4 * parameters)
 
 
-def _updates(train: Train, optim: Optim, images: int, steps: int) -> Iterator[str]:
-    left = images - steps * train.batch_size
+def _updates(plan: Plan, optim: Optim, images: int, steps: int) -> Iterator[str]:
+    left = images - steps * plan.batch_size
     dropped = f" ({left} images left out of each)" if left else ""
-    rate = optim.lr * train.batch_size / optim.lr_batch
+    rate = optim.lr * plan.batch_size / optim.lr_batch
     yield (
-        f"{train.epochs} epochs of {steps} updates of {train.batch_size} images{dropped}; "
+        f"{plan.epochs} epochs of {steps} updates of {plan.batch_size} images{dropped}; "
         f"learning rate {rate:.3g} ({optim.lr:g} for {optim.lr_batch} images), warm-up "
         f"{optim.warmup_epochs:g} epochs"
     )
-    if optim.warmup_epochs > train.epochs / 2:
-        share = "all" if optim.warmup_epochs >= train.epochs else "more than half"
+    if optim.warmup_epochs > plan.epochs / 2:
+        share = "all" if optim.warmup_epochs >= plan.epochs else "more than half"
         yield (
-            f"warning: the warm-up takes {share} of the {train.epochs} epochs, so the learning rate "
-            f"hardly arrives: --warmup-epochs {max(train.epochs // 20, 0)} is usual"
+            f"warning: the warm-up takes {share} of the {plan.epochs} epochs, so the learning rate "
+            f"hardly arrives: --warmup-epochs {plan.epochs // 20} is usual"
         )
 
 
-def _disk(output: Path, train: Train, weights: int) -> Iterator[str]:
+def _disk(output: Path, plan: Plan, weights: int) -> Iterator[str]:
     """What the run leaves at most, of weights and two moments of an optimizer for each."""
-    kept = train.keep_last + train.keep_best
-    kept += train.epochs // train.keep_every if train.keep_every else 0
+    kept = plan.keep_last + plan.keep_best
+    kept += plan.epochs // plan.keep_every if plan.keep_every else 0
     needed = weights * (3 * kept + 1)
     place = next(path for path in (output, *output.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
     yield f"disk: up to {needed / MB:,.0f} MB in {output}, {free / MB:,.0f} MB are free"
     if needed > free:
         yield (
-            "warning: the disk will not do: keep fewer checkpoints (--set train.keep_last=1, "
-            "train.keep_every=0)"
+            "warning: the disk will not do: keep fewer checkpoints (train.keep_last, "
+            "train.keep_every), or set --output to another disk"
         )

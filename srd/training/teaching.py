@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from torch import Tensor
+from itertools import zip_longest
 
 from srd.config.fields import Distill, Teacher
 from srd.data.inputs import Inputs, sample
 from srd.device import Precision
 from srd.errors import UserError
-from srd.evaluation.accuracy import Accuracy, measure
+from srd.evaluation.accuracy import Accuracy, measure_on
 from srd.method.losses import LOSSES
-from srd.models.teacher import LoadedTeacher
+from srd.models.teacher import LoadedTeacher, check_knows_classes
 from srd.training.session import Session
 
 NEAR_CHANCE = 1.5  # times the accuracy of guessing
 SAMPLE = 2_000  # validation images that a teacher is measured on, unless all are asked for
 
 
-def check_fits(teacher: LoadedTeacher, distill: Distill, class_names: list[str]) -> None:
+def check_teacher(teacher: LoadedTeacher, distill: Distill, class_names: list[str]) -> None:
     """Raise a UserError for a teacher of other classes than the data's that is read by its logits.
 
     Args:
         class_names: of the data, in order.
     """
-    if not teacher.knows_classes and LOSSES[distill.loss.name].reads in (None, "logits"):
-        raise UserError(
-            f"the teacher {teacher.name} has no head for the {len(class_names)} classes of the data, "
-            f"and {distill.loss.name} reads its logits: take a loss that reads features, such as srd, "
-            "or train a teacher on the data (--train_teacher)"
-        )
+    if LOSSES[distill.loss.name].reads in (None, "logits"):
+        check_knows_classes(teacher, len(class_names), f"the loss {distill.loss.name}")
     names = teacher.class_names
     if teacher.knows_classes and names is not None and names != class_names:
-        own, other = next((a, b) for a, b in zip(names, class_names, strict=True) if a != b)
+        pairs = zip_longest(names, class_names, fillvalue="none")
+        own, other = next((own, other) for own, other in pairs if own != other)
         raise UserError(
             f"the teacher {teacher.name} was trained on other classes: its {own!r} is {other!r} in "
             "the data; train it on this data (--train_teacher)"
@@ -56,7 +51,7 @@ def measure_teacher(
         return None
     inputs = inputs if settings.evaluate else sample(inputs, SAMPLE)
     label = "evaluating the teacher"
-    accuracy = measure_on(inputs, teacher.classify, session, precision, label)
+    accuracy = measure_on(inputs, teacher.classify, precision, session.log, label)
     session.log.info(f"teacher {teacher.name}  {accuracy}")
     chance = 100 / inputs.num_classes
     if accuracy.acc1 < NEAR_CHANCE * chance:
@@ -65,24 +60,3 @@ def measure_teacher(
             "are its weights of this data, and its classes in the same order?"
         )
     return accuracy if settings.evaluate else None
-
-
-def measure_on(
-    inputs: Inputs,
-    predict: Callable[[Tensor], Tensor],
-    session: Session,
-    precision: Precision,
-    label: str,
-    stop: Callable[[], bool] = lambda: False,
-) -> Accuracy:
-    """Accuracy of `predict` (images to logits) on the validation images."""
-    return measure(
-        predict,
-        inputs.val,
-        images=inputs.val_images,
-        precision=precision,
-        log=session.log,
-        broken=inputs.broken,
-        label=label,
-        stop=stop,
-    )

@@ -32,7 +32,7 @@ from srd.device import Precision, choose_device, set_determinism
 from srd.distributed import processes
 from srd.distributed.batch_norm import use_global_batch_norm
 from srd.errors import UserError
-from srd.evaluation.accuracy import Accuracy, evaluating
+from srd.evaluation.accuracy import Accuracy, evaluating, measure_on
 from srd.files.locate import recipe_file
 from srd.method.losses import LOSSES, NoSettings, create_loss
 from srd.models.initial import place_of, start_from
@@ -45,7 +45,7 @@ from srd.training.optim import check_optimizer, create_optimizer, create_schedul
 from srd.training.preflight import preflight
 from srd.training.session import Identity, Session, open_session
 from srd.training.task import DistillationTask
-from srd.training.teaching import check_fits, measure_on, measure_teacher
+from srd.training.teaching import check_teacher, measure_teacher
 
 Trained = Literal["student", "teacher"]
 
@@ -68,10 +68,12 @@ def train(config: Config, trained: Trained = "student") -> None:
         distill = Distill(loss=NoSettings()) if trained == "teacher" else config.distill
         config, teacher = with_teacher(config, distill, inputs, precision)
         task = make_task(config, trained, distill, inputs.num_classes, teacher, precision)
-        identity = identify(config, trained, inputs, teacher)
+        folder = RunFolder(config.output, config.name or default_name(config, trained))
+        goes_on = config.resume == "auto" and folder.has_checkpoints()
+        started = None if goes_on else start(config, trained, task, inputs.num_classes)
         with open_session(
-            RunFolder(config.output, config.name or default_name(config, trained)),
-            identity,
+            folder,
+            identify(config, trained, inputs, teacher),
             settings=to_mapping(config),
             not_recipe=NOT_RECIPE,
             resume=config.resume,
@@ -80,10 +82,19 @@ def train(config: Config, trained: Trained = "student") -> None:
             if session is None:
                 return
             session.log.lines(
-                preflight(config, inputs, session.identity.model, task.model, teacher, precision)
+                preflight(
+                    config.train,
+                    config.optim,
+                    config.output,
+                    inputs=inputs,
+                    name=session.identity.model,
+                    model=task.model,
+                    teacher=teacher,
+                    precision=precision,
+                )
             )
-            if session.state is None:
-                start(session, config, trained, task, inputs.num_classes)
+            if session.state is None and started:
+                session.log.info(started)
             prepare(task, teacher, config, precision)
             loop = make_loop(session, config, task, inputs, precision)
             session.start(
@@ -141,7 +152,7 @@ def with_teacher(
         given=Normalization(config.data.mean, config.data.std),
         precision=precision,
     )
-    check_fits(teacher, distill, inputs.class_names)
+    check_teacher(teacher, distill, inputs.class_names)
     return config, teacher
 
 
@@ -226,14 +237,13 @@ def make_task(
     ).to(precision.device)
 
 
-def start(
-    session: Session, config: Config, trained: Trained, task: DistillationTask, num_classes: int
-) -> None:
-    """Load the weights that a training starts from, if it starts from any."""
+def start(config: Config, trained: Trained, task: DistillationTask, num_classes: int) -> str | None:
+    """Load the weights that a training starts from; what was done, None where it starts from none."""
     name = config.teacher.name if trained == "teacher" else config.model.name
-    if (where := place_of(config.model.init, name)) is not None:
-        sizes = {"num_classes": num_classes, "image_size": config.model.image_size}
-        session.log.info(start_from(where, task.model, name, **sizes, role=trained))
+    if (where := place_of(config.model.init, name)) is None:
+        return None
+    sizes = {"num_classes": num_classes, "image_size": config.model.image_size}
+    return start_from(where, task.model, name, **sizes, role=trained)
 
 
 def prepare(
@@ -267,7 +277,7 @@ def make_loop(
 
     def evaluate(stop: Any) -> Accuracy:
         with evaluating(task.model):
-            return measure_on(inputs, task.model, session, precision, "evaluating", stop)
+            return measure_on(inputs, task.model, precision, session.log, "evaluating", stop)
 
     optimizer = create_optimizer(task, optim, batch_size=plan.batch_size, device=precision.device)
     return Loop(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,19 @@ def test_places_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ):
         with pytest.raises(UserError, match=told):
             start(where, name)
+
+
+@pytest.mark.parametrize(("classes", "told"), [(5, ""), (NEW, ", a new head (fc)")])
+def test_published_weights_leave_the_head_that_was_drawn_from_the_seed(
+    on_the_hub: Callable[[str, int], nn.Module], classes: int, told: str
+) -> None:
+    """timm would draw a head of its own, another one on every process."""
+    published = on_the_hub("me/small", 5).state_dict()
+    model = timm.create_model("test_resnet", num_classes=classes)
+    head = model.fc.weight.clone()
+    name, sizes = "hf-hub:me/small", {"num_classes": classes, "image_size": 32}
+    said = start_from("pretrained", model, name, **sizes, role="student")
+    assert said == f"the student {name} starts from the published weights {name}{told}"
+    foreign = {"fc.weight", "fc.bias"} if told else set()
+    assert same(model, published) == set(published) - foreign
+    assert torch.equal(model.fc.weight, head) == bool(told)

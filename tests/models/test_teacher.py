@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import timm
 import torch
 from torch import Tensor, nn
@@ -268,31 +266,6 @@ def test_weights_that_are_not_on_the_hub() -> None:
         from_hub("resnetblur18")
 
 
-@pytest.fixture
-def on_the_hub(tmp_path: Path) -> Callable[[str, int], nn.Module]:
-    """`on_the_hub("me/small", 5)` puts a small network where what was fetched is kept."""
-
-    def put(repository: str, classes: int) -> nn.Module:
-        folder = tmp_path / "hub" / f"models--{repository.replace('/', '--')}"
-        snapshot = folder / "snapshots" / "0123"
-        snapshot.mkdir(parents=True)
-        (folder / "refs").mkdir()
-        (folder / "refs" / "main").write_text("0123")
-        torch.manual_seed(0)
-        model = timm.create_model("test_resnet", num_classes=classes).eval()
-        safetensors.torch.save_file(model.state_dict(), snapshot / "model.safetensors")
-        images = {"input_size": [3, 32, 32], "mean": [0.1] * 3, "std": [0.5] * 3}
-        config = {
-            "architecture": "test_resnet",
-            "num_classes": classes,
-            "pretrained_cfg": {**images, "classifier": "fc"},
-        }
-        (snapshot / "config.json").write_text(json.dumps(config))
-        return model
-
-    return put
-
-
 def test_a_teacher_of_anybodys_repository(on_the_hub: Callable[[str, int], nn.Module]) -> None:
     model = on_the_hub("me/small", 5)
     pixels = torch.rand(2, 3, 32, 32)
@@ -313,3 +286,18 @@ def test_a_repository_of_other_classes_teaches_features_alone(
     assert from_hub("hf-hub:me/small", classes=5).notes == ()
     with pytest.raises(UserError, match=r"no hf-hub:me/nothing from the Hub \("):
         from_hub("hf-hub:me/nothing", classes=7)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("mean", "grey"), ("mean", 0.5), ("mean", [0.5, 0.5]), ("mean", torch.zeros(2)),
+     ("mean", [0.5, 0.5, float("nan")]), ("std", [0.2, 0.2, 0.0])],
+)  # fmt: skip
+def test_a_run_that_says_no_normalisation(
+    tmp_path: Path, teacher_file: Path, name: str, value: object
+) -> None:
+    data = {"mean": [0.1] * 3, "std": [0.2] * 3, name: value}
+    content = {"model": torch.load(teacher_file)["model"], "config": {"data": data}}
+    torch.save(content, tmp_path / "teacher.pth")
+    with pytest.raises(UserError, match=rf"^{name} in the settings in .*teacher\.pth should"):
+        load(tmp_path / "teacher.pth")

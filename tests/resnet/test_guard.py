@@ -13,6 +13,7 @@ import torch
 from torchvision.models import resnet18
 
 from srd.files.checkpoint import load_file
+from tests.conftest import assert_same_values
 from tests.resnet.recipes import CE, CRITERION, DATA, LOADERS, TEST, Command
 
 MODEL = "\nmodels:\n  model: {key: resnet18, kwargs: {num_classes: 10}}\n"
@@ -48,6 +49,7 @@ def changed(old: str, new: str, text: str = ALONE) -> str:
     return text.replace(old, new)
 
 
+SCHEDULE = "scheduler: {key: MultiStepLR, kwargs: {milestones: [1], gamma: 0.1}}"
 EPOCHS, BATCH, HEAD = "num_epochs: 2", "batch_size: 10", "{num_classes: 10}"
 WRONG: list[tuple[str, str, str]] = [
     # sections
@@ -83,6 +85,13 @@ WRONG: list[tuple[str, str, str]] = [
     ("key: SGD,", "max_grad_norm: -1, key: SGD,", "max_grad_norm"),
     ("gamma: 0.1", "gamma: .inf", "train.scheduler.kwargs.gamma"),
     ("milestones: [1]", "milestone: [1]", "milestone"),
+    (SCHEDULE, "scheduler: {key: StepLR, kwargs: {step_size: 0}}", "train.scheduler.*zero"),
+    (SCHEDULE, "scheduler: {key: CosineAnnealingLR, kwargs: {T_max: 0}}", "train.scheduler.*zero"),
+    (SCHEDULE, "scheduler: {key: StepLR, kwargs: {step_size: 1, gamma: -1.0}}",
+     "train.scheduler: it leads to a learning rate of -0.02"),
+    (SCHEDULE, "scheduler: {key: ReduceLROnPlateau, kwargs: {patience: word}}", "train.scheduler"),
+    (SCHEDULE, "scheduler: {key: ReduceLROnPlateau, kwargs: {}, scheduling_step: 1}",
+     "leave run.evaluate_every at 1"),
     # networks
     (HEAD, "{num_classes: 2}", r"resnet18 \(num_classes\) knows 2 classes, the data has 10"),
     (HEAD, "{num_classes: 1000}", "knows 1000 classes, the data has 10"),
@@ -225,12 +234,29 @@ def test_a_rehearsal_moves_nothing(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same bits with and without it."""
-    text = changed(EPOCHS, "num_epochs: 1")
-    assert command(text, "--name=with") == 0
-    monkeypatch.setattr("resnet.train.rehearse", lambda *_, **__: None)
-    assert command(text, "--name=without") == 0
-    one, other = (
+    assert command(ALONE, "--name=with") == 0
+    for name in ("rehearse", "rehearse_schedule"):
+        monkeypatch.setattr(f"resnet.train.{name}", lambda *_, **__: None)
+    assert command(ALONE, "--name=without") == 0
+    own, other = (
         load_file(tmp_path / f"runs/{name}/checkpoints/last.pth") for name in ("with", "without")
     )
-    for name, value in one["model"].items():
-        assert torch.equal(value, other["model"][name]), name
+    for part in ("model", "optimizer", "lr_scheduler"):
+        assert_same_values(own[part], other[part], part)
+
+
+@pytest.mark.parametrize("key", ["ReduceLROnPlateau", "CosineAnnealingWarmRestarts"])
+def test_schedules_of_epochs_run_to_the_end(command: Command, key: str) -> None:
+    kwargs = "T_0: 1" if key.startswith("Cosine") else "patience: 0"
+    assert command(changed(SCHEDULE, f"scheduler: {{key: {key}, kwargs: {{{kwargs}}}}}")) == 0
+
+
+def test_a_schedule_by_accuracy_needs_one_after_every_epoch(refused: Refused) -> None:
+    text = changed(SCHEDULE, "scheduler: {key: ReduceLROnPlateau, kwargs: {}}")
+    said = refused(changed("run: {log_every: 1}", "run: {evaluate_every: 2}", text))
+    assert "leave run.evaluate_every at 1" in said
+
+
+def test_a_log_that_is_a_folder(command: Command, tmp_path: Path) -> None:
+    assert command(ALONE, f"--log={tmp_path}") == 2
+    assert not (tmp_path / "runs").exists()

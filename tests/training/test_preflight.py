@@ -29,7 +29,12 @@ def lines(tmp_path: Path, **settings: Any) -> list[str]:
     base = {"data": DIGITS, "model": {"image_size": 16}, "train": {"batch_size": 12}}
     config = read_config([Layer("", base), *layers])
     precision = Precision.choose("off", torch.device("cpu"))
-    return list(preflight(config, inputs_of(config), "toy", MODEL, None, precision))
+    return list(
+        preflight(
+            config.train, config.optim, config.output, inputs=inputs_of(config), name="toy",
+            model=MODEL, teacher=None, precision=precision,
+        )
+    )  # fmt: skip
 
 
 def inputs_of(config: Config) -> Inputs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +64,13 @@ def test_a_teacher_of_other_classes_teaches_without_its_logits(
 def test_a_teacher_of_classes_with_other_names(
     tmp_path: Path, distil: list[str], deit: Any
 ) -> None:
-    names = [str(digit) for digit in range(9)] + ["ten"]
-    config = {"identity": {"class_names": names}}
-    file = saved(tmp_path / "other.pth", 10, config=config)
-    done = deit(*distil, f"--teacher-checkpoint={file}")
-    assert done.code == 2 and "its 'ten' is '9' in the data" in done.err
-    assert not (tmp_path / "run").exists()
+    first = [str(digit) for digit in range(9)]
+    for names, told in (([*first, "ten"], "its 'ten' is '9' in"), (first, "its 'none' is '9' in")):
+        config = {"identity": {"class_names": names}}
+        file = saved(tmp_path / "other.pth", 10, config=config)
+        done = deit(*distil, f"--teacher-checkpoint={file}")
+        assert done.code == 2 and told in done.err
+        assert not (tmp_path / "run").exists()
 
 
 def test_a_teacher_starts_from_weights_of_other_classes(
@@ -95,3 +97,39 @@ def test_another_start_is_another_recipe(tmp_path: Path, distil: list[str], deit
     assert deit(*distil, *alone).code == 0
     done = deit(*distil, *alone, f"--init={saved(tmp_path / 'seven.pth', 7)}")
     assert done.code == 2 and "model.init: None -> " in done.err
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_weights_to_start_from_that_are_not_there_leave_everything_as_it_was(
+    tmp_path: Path, distil: list[str], deit: Any, begun: bool
+) -> None:
+    alone = ["--distillation=none", "--model=test_byobnet"]
+    if begun:
+        assert deit(*distil, *alone).code == 0
+    before = sorted(tmp_path.rglob("*"))
+    done = deit(*distil, *alone, "--init=nowhere.pth", "--resume=none")
+    assert done.code == 2 and "no checkpoint at nowhere.pth" in done.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_that_was_begun_does_not_need_the_weights_that_it_started_from(
+    tmp_path: Path, distil: list[str], deit: Any, strike: Any
+) -> None:
+    file = saved(tmp_path / "seven.pth", 7)
+    command = [*distil, "--distillation=none", "--model=test_byobnet", "--epochs=2",
+               f"--init={file}"]  # fmt: skip
+    strike(lambda: signal.raise_signal(signal.SIGTERM), 3)
+    assert deit(*command).code == 143
+    file.unlink()
+    done = deit(*command)
+    assert done.code == 0 and "starts from" not in done.err
+
+
+def test_a_teacher_of_other_classes_is_not_evaluated(
+    tmp_path: Path, recipe: Path, deit: Any, random_teacher: Path
+) -> None:
+    """Its head for these classes would be a random one."""
+    done = deit(f"--config={recipe}", "--model=test_byobnet", f"--checkpoint={random_teacher}",
+                f"--teacher-checkpoint={saved(tmp_path / 'three.pth', 3)}",
+                "--set=teacher.evaluate=true")  # fmt: skip
+    assert done.code == 2 and "no head for the 10 classes" in done.err
