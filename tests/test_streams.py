@@ -32,7 +32,11 @@ def is_done(output: Path) -> bool:
 
 
 @pytest.mark.parametrize(
-    "redirect", [">&- 2>&-", "2>&1 | true; exit ${PIPESTATUS[0]}", ">/dev/full 2>&1"]
+    "redirect",
+    [
+        "2>&1 | true; exit ${PIPESTATUS[0]}",
+        *(pytest.param(to, marks=pytest.mark.slow) for to in (">&- 2>&-", ">/dev/full 2>&1")),
+    ],
 )
 def test_a_training_outlasts_its_standard_output(tmp_path: Path, redirect: str) -> None:
     done = subprocess.run(

@@ -77,7 +77,10 @@ def by_hand(folder: Path, weights: dict[str, torch.Tensor], model: str, filter: 
     return Accuracy(acc1, 100.0, F.cross_entropy(logits, truth).item(), len(truth), 0.0)
 
 
-@pytest.mark.parametrize("model, interpolation", [("tiny", "bilinear"), ("small", "bicubic")])
+@pytest.mark.parametrize(
+    "model, interpolation",
+    [("tiny", "bilinear"), pytest.param("small", "bicubic", marks=pytest.mark.slow)],
+)
 def test_a_released_checkpoint_evaluates_as_an_independent_forward_pass_says(
     tmp_path: Path, images: Path, model: str, interpolation: str
 ) -> None:

@@ -372,7 +372,7 @@ def test_forged_files_are_well_made(tmp_path: Path) -> None:
     assert load_file(path) == {"model": {"w": [None] * 1000}}
 
 
-@pytest.mark.parametrize("kind", ["forged", "exec"])
+@pytest.mark.parametrize("kind", [pytest.param("forged", marks=pytest.mark.slow), "exec"])
 def test_the_command_line_refuses_them(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

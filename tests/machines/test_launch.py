@@ -98,9 +98,12 @@ def test_a_wrong_flag_is_told_once(environment: dict[str, str]) -> None:
     ("variables", "told"),
     [
         ({"NNODES": "2"}, "needs RDZV_HOST"),
-        ({"NNODES": "2", "RDZV_HOST": "no.such.host.invalid"}, "no.such.host.invalid cannot be found"),
-        ({"NNODES": "2", "RDZV_HOST": "localhost", "RDZV_PORT": "29477", "SRD_DIST_TIMEOUT": "2"},
-         "meet at localhost:29477 and did not within 2 s"),
+        pytest.param({"NNODES": "2", "RDZV_HOST": "no.such.host.invalid"},
+         "no.such.host.invalid cannot be found", marks=pytest.mark.slow),
+        pytest.param(
+            {"NNODES": "2", "RDZV_HOST": "localhost", "RDZV_PORT": "29477",
+             "SRD_DIST_TIMEOUT": "2"},
+            "meet at localhost:29477 and did not within 2 s", marks=pytest.mark.slow),
         ({"NPROC": "two"}, "NPROC=two must be a whole number"),
     ],
     ids=["no-host", "unknown-host", "nobody-comes", "not-a-number"],
@@ -124,6 +127,7 @@ def test_a_failure_is_not_tried_again(launch: Any, tmp_path: Path) -> None:
     assert tried and set(tried) == {"x"}
 
 
+@pytest.mark.slow
 def test_a_crash_is_tried_again_and_then_told(launch: Any, tmp_path: Path) -> None:
     crash = (
         f"open('{tmp_path}/tried', 'a').write(rank)\nif rank == '0': os._exit(9)\ntime.sleep(600)"

@@ -100,7 +100,7 @@ def recipe(models: str, train: str) -> str:
 
 @pytest.mark.parametrize(
     "method",
-    ["plain", "their_srd", *(pytest.param(m, marks=pytest.mark.slow) for m in ("kd", "at"))],
+    ["plain", *(pytest.param(m, marks=pytest.mark.slow) for m in ("their_srd", "kd", "at"))],
 )
 def test_torchdistills_methods_run_to_the_end(
     method: str, tmp_path: Path, teacher_file: Path, command: Command

@@ -78,7 +78,9 @@ def sigterm() -> None:
 
 
 @pytest.mark.usefixtures("narrow")
-@pytest.mark.parametrize("step", [0, 2, 5, 11], ids=lambda step: f"in-step-{step}")
+@pytest.mark.parametrize(
+    "step", [2, *(pytest.param(at, marks=pytest.mark.slow) for at in (0, 5, 11))]
+)
 def test_stopped_by_sigterm_it_ends_in_the_same_bits(
     tmp_path: Path, recipe: Path, deit: Any, open_run: Any, strike: Any, undisturbed: Any, step: int
 ) -> None:
@@ -95,7 +97,10 @@ def test_stopped_by_sigterm_it_ends_in_the_same_bits(
 
 
 @pytest.mark.usefixtures("narrow")
-@pytest.mark.parametrize("number, code", [(signal.SIGUSR1, 138), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    "number, code",
+    [(signal.SIGUSR1, 138), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_other_signals_save_too_and_say_which_they_were(
     tmp_path: Path, recipe: Path, deit: Any, open_run: Any, strike: Any, undisturbed: Any,
     number: int, code: int,
@@ -164,7 +169,7 @@ def test_workers_change_nothing_and_a_stop_with_them_neither(
 
 
 @pytest.mark.usefixtures("narrow")
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_killed_in_the_middle_of_an_epoch_it_ends_in_the_same_bits(
     tmp_path: Path, recipe: Path, deit: Any, open_run: Any, undisturbed: Any, workers: int
 ) -> None:
