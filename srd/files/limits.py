@@ -18,6 +18,7 @@ class Limits:
     # pickle.
     tensors: int = 100_000  # and records, and storages
     views: int = 16  # bytes of all tensors over those of their data: tied weights share theirs
+    expanded: int = 64 * MIB  # and of tensors that show the same number many times
     opcodes: int = 2_000_000  # of a file's pickles: a second or two
     values: int = 2_000_000  # in containers, each as often as it is referred to
     depth: int = 100  # of containers in containers

@@ -115,37 +115,66 @@ def test_a_pickled_network_is_refused(tmp_path: Path) -> None:
         load_weights(path)
 
 
+F8 = call(name("numpy", "dtype"), text("f8"), b"\x89", b"\x88")
+BYTES = call(name("_codecs", "encode"), text("\0" * 8), text("latin1"))
+ARRAY = call(
+    name("numpy._core.multiarray", "_reconstruct"), name("numpy", "ndarray"), numbers(0), text("b")
+)
+
 # Things that torch would build, but no checkpoint of ours or theirs holds
 
 
-def with_attribute() -> nn.Parameter:
-    parameter = nn.Parameter(torch.ones(2))
-    parameter.note = "kept by torch with the tensor"  # type: ignore[attr-defined]
-    return parameter
-
-
 ODD_THINGS = {
-    "_rebuild_parameter_with_state": with_attribute,
     "_rebuild_sparse_tensor": lambda: torch.eye(2).to_sparse(),
     "_rebuild_qtensor": lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.quint8),
     "_rebuild_meta_tensor_no_storage": lambda: torch.empty(2, device="meta"),
-    "_rebuild_from_type_v2": lambda: torch.ones(2).as_subclass(type("Mine", (torch.Tensor,), {})),
-    "_reconstruct": lambda: np.array([{}], dtype=object),
-    "scalar": lambda: np.float64(71.5),
     "bytearray": lambda: bytearray(b"x"),
-    "complex": lambda: 1j,
 }
 
 
 @pytest.mark.parametrize("asked", ODD_THINGS)
 def test_odd_things_are_refused_by_name(tmp_path: Path, asked: str) -> None:
     thing, path = ODD_THINGS[asked](), tmp_path / "a.pth"
-    if asked == "_rebuild_from_type_v2":  # its class cannot be pickled, the function's name can
-        thing = Hostile(torch._tensor._rebuild_from_type_v2, torch.Size, torch.Tensor, (), {})
     torch.save({"model": {**WEIGHTS, "x": thing}}, path)
     with pytest.raises(UserError, match=rf"{asked}: refused") as caught:
         load_weights(path)
     one_line(caught, path)
+
+
+NUMPY_FORGED = {
+    "a type without an order": name("numpy", "dtype") + text("f8") + b"\x89\x88\x87R",
+    "a number of no bytes": call(name("numpy.core.multiarray", "scalar"), F8, text("x")),
+    "an array without content": ARRAY,
+    "an array twice as large": ARRAY + b"(K\x01" + numbers(2) + F8 + b"\x89" + BYTES + b"tb",
+    "an array of a huge size": ARRAY + b"(K\x01" + numbers(2**62, 0) + F8 + b"\x89" + BYTES + b"tb",
+    "an array of texts": ARRAY + b"(K\x01" + numbers(1) + text("f8") + b"\x89" + BYTES + b"tb",
+    "an array with a class of its own": call(
+        name("numpy._core.multiarray", "_reconstruct"), name("torch", "Tensor"), numbers(0), text("b")
+    ),
+    "a type with fields": F8 + b"(K\x03" + text("<") + b"N}NJ\xff\xff\xff\xffK\x00K\x00tb",
+    "a complex text": call(name("__builtin__", "complex"), text("1" * 100_000), text("")),
+    "bytes of a size": call(name("__builtin__", "bytes"), number(10**13)),
+    "a factory that is a call": call(name("collections", "defaultdict"), HOOKS),
+    "a class that is called": call(name("numpy", "ndarray"), numbers(10**6, 10**6)),
+    "a list that is called": call(name("__builtin__", "list"), text("x" * 1000)),
+    "a tensor of another class": call(
+        name("torch._tensor", "_rebuild_from_type_v2"), name("torch._utils", "_rebuild_tensor_v2"),
+        name("torch", "Size"), b")", b"}",
+    ),
+    "a rebuilder by another name": call(
+        name("torch._tensor", "_rebuild_from_type_v2"), name("_codecs", "encode"),
+        name("torch", "Tensor"), b"(" + text("a") + text("latin1") + b"t", b"}",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("forged", NUMPY_FORGED)
+def test_forged_values_of_numpy_and_python(tmp_path: Path, forged: str) -> None:
+    path = tmp_path / "a.pth"
+    path.write_bytes(as_zip(checkpoint(NUMPY_FORGED[forged])))
+    with pytest.raises(UserError) as caught:
+        load_weights(path)
+    assert "refused" in one_line(caught, path)
 
 
 def test_what_is_attached_to_a_mapping_is_dropped(tmp_path: Path) -> None:

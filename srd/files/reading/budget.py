@@ -29,16 +29,17 @@ class Budget:
 
     def check_views(self, nbytes: int) -> None:
         """All tensors, which share so many bytes: whoever copies them gets each on its own."""
-        if self.viewed > LIMITS.views * nbytes:
+        if self.viewed > LIMITS.views * nbytes + LIMITS.expanded:
             raise Refused(f"holds {self.viewed:,} bytes of tensors in {nbytes:,}: refused")
 
     def copy(self, items: int) -> None:
         """A call copies so many items (or characters).
 
-        Each of them stood in the file, a byte or more: who copies more copies the same again.
+        Each of them stood in the file, a byte or more, and an array's are copied twice: who copies
+        more copies the same again.
         """
         self.copied += items
-        if self.copied > self.read:
+        if self.copied > 2 * self.read:
             raise Refused("copies the same things again and again: no checkpoint does")
 
     def key(self, key: Any, place: int) -> None:

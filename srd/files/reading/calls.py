@@ -16,6 +16,7 @@ from torch import Tensor
 
 from srd.files.limits import LIMITS
 from srd.files.opened import Refused
+from srd.files.reading.arrays import Array, NumberType, number_type, scalar
 from srd.files.reading.budget import Budget
 from srd.printable import printable
 
@@ -31,6 +32,10 @@ STORAGES = {
 }  # fmt: skip
 # Two classes that only hold settings. They come back as plain dictionaries, without their packages.
 CFG_NODE, NAMESPACE = "yacs.config CfgNode", "argparse Namespace"
+# Classes that a call may be given, to say what it makes; none of them is called.
+TENSORS = ("torch Tensor", "torch.nn.parameter Parameter", "torch.nn.parameter Buffer")
+GIVEN = (CFG_NODE, NAMESPACE, "numpy ndarray", *TENSORS,
+         *(f"__builtin__ {name}" for name in ("list", "dict", "int", "float", "str", "bool")))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ def expect(fine: bool, otherwise: str) -> None:
 
 def known(name: Name) -> Name | str:
     """A name that may be used; the name of a type of numbers is a text, such as "torch.float16"."""
-    if name.name in STORAGES or name.name in CALLS or name.name in (CFG_NODE, NAMESPACE):
+    if name.name in STORAGES or name.name in CALLS or name.name in GIVEN:
         return name
     dtype = name.name.replace(" ", ".", 1)
     if _dtype(dtype) is not None:
@@ -95,6 +100,11 @@ def _ordered_dict(budget: Budget) -> dict[Any, Any]:
     return {}
 
 
+def _default_dict(budget: Budget, factory: Any = None) -> dict[Any, Any]:
+    expect(factory is None or isinstance(factory, Name), "makes a dictionary in an unknown way")
+    return {}
+
+
 def _counter(budget: Budget, counts: Any) -> dict[Any, Any]:
     expect(type(counts) is dict, "counts something that is no dictionary")
     budget.copy(len(counts))
@@ -107,6 +117,33 @@ def _set(budget: Budget, items: Any) -> set[Any]:
     for place, item in enumerate(items):
         budget.key(item, place)
     return set(items)
+
+
+def _frozen_set(budget: Budget, items: Any) -> frozenset[Any]:
+    return frozenset(_set(budget, items))
+
+
+def _complex(budget: Budget, real: Any, imaginary: Any) -> complex:
+    expect(type(real) is float and type(imaginary) is float, "makes a complex number of others")
+    return complex(real, imaginary)
+
+
+def _no_bytes(budget: Budget) -> bytes:
+    return b""
+
+
+def _number_type(budget: Budget, kind: Any, align: Any, copy: Any) -> NumberType:
+    return number_type(kind)
+
+
+def _scalar(budget: Budget, numbers: Any, data: Any) -> Any:
+    return scalar(numbers, data)
+
+
+def _array(budget: Budget, kind: Any, shape: Any, letter: Any) -> Array:
+    expect(kind == Name("numpy ndarray"), "makes an array of another kind")
+    budget.tensor(0)
+    return Array()
 
 
 def _encode(budget: Budget, text: Any, encoding: Any) -> bytes:
@@ -133,8 +170,22 @@ def _parameter(budget: Budget, tensor: Any, requires_grad: Any, hooks: Any) -> T
     return tensor
 
 
+def _parameter_with_state(
+    budget: Budget, tensor: Any, requires_grad: Any, hooks: Any, state: Any
+) -> Tensor:
+    """A parameter; what was attached to it is left out."""
+    return _parameter(budget, tensor, requires_grad, hooks)
+
+
+def _from_type(budget: Budget, function: Any, kind: Any, arguments: Any, state: Any) -> Tensor:
+    """A tensor that had attributes, such as a buffer has; they are left out."""
+    plain = isinstance(kind, Name) and kind.name in TENSORS
+    expect(plain and function in REBUILDERS, "makes a tensor of another kind")
+    return call(budget, function, arguments)
+
+
 def _tensor(budget: Budget, storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
-    """A tensor that lies inside its storage, and has no more items than it."""
+    """A tensor that lies inside its storage; it may have more items, as an expanded one has."""
     described = isinstance(storage, Storage) and _naturals((offset,), size, stride)
     countable = described and len(size) == len(stride) and math.prod(filter(None, size)) < 2**63
     expect(countable, "describes a tensor in an unknown way")
@@ -142,7 +193,7 @@ def _tensor(budget: Budget, storage: Any, offset: Any, size: Any, stride: Any) -
     items = math.prod(size)
     budget.tensor(items * storage.dtype.itemsize)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if items > there or (items and last >= there):
+    if items and last >= there:
         raise Refused(
             f"claims a tensor of {items:,} items, up to number {last + 1:,}, where there are "
             f"{there:,}: refused"
@@ -184,11 +235,21 @@ CALLS: dict[str, Callable[..., Any]] = {
     "collections OrderedDict": _ordered_dict,
     "collections Counter": _counter,
     "__builtin__ set": _set,
+    "collections defaultdict": _default_dict,
+    "__builtin__ frozenset": _frozen_set,
+    "__builtin__ complex": _complex,
+    "__builtin__ bytes": _no_bytes,
     "_codecs encode": _encode,
+    "numpy dtype": _number_type,
+    **{f"numpy.{core}.multiarray scalar": _scalar for core in ("core", "_core")},
+    **{f"numpy.{core}.multiarray _reconstruct": _array for core in ("core", "_core")},
     "torch Size": _size,
     "torch device": _device,
     "torch._utils _rebuild_tensor": _tensor,
     "torch._utils _rebuild_tensor_v2": _tensor_v2,
     "torch._utils _rebuild_tensor_v3": _tensor_v3,
     "torch._utils _rebuild_parameter": _parameter,
+    "torch._utils _rebuild_parameter_with_state": _parameter_with_state,
+    "torch._tensor _rebuild_from_type_v2": _from_type,
 }
+REBUILDERS = [Name(name) for name in CALLS if name.startswith("torch._utils _rebuild_tensor")]

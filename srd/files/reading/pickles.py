@@ -16,6 +16,7 @@ from torch import Tensor
 
 from srd.files.limits import LIMITS
 from srd.files.opened import Refused, allocate
+from srd.files.reading.arrays import Array, NumberType, array
 from srd.files.reading.budget import Budget
 from srd.files.reading.calls import (
     CFG_NODE,
@@ -118,6 +119,8 @@ class Unpickler:
         if index not in self.memo:
             self.budget.key(index, len(self.memo))
         self.memo[index] = self.stack[-1]
+        if isinstance(self.stack[-1], Array):
+            self.stack[-1].place = index
 
     def append(self, items: list[Any]) -> None:
         expect(type(self.stack[-1]) is list, "fills something that is no list")
@@ -142,10 +145,23 @@ class Unpickler:
     def build(self) -> None:
         """Settings into a namespace; what is attached to another mapping is left out."""
         target, state = self.stack[-2], self.stack.pop()
+        if isinstance(target, NumberType):
+            target.set_order(state)
+            return
+        if isinstance(target, Array):
+            self.fill_array(target, state)
+            return
         expect(type(target) is dict and type(state) is dict, "sets attributes")
         if id(target) in self.namespaces:
             self.budget.copy(len(state))
             self.budget.fill(target, list(state.items()))
+
+    def fill_array(self, waiting: Array, state: Any) -> None:
+        expect(isinstance(state, tuple) and len(state) == 5, "describes an array in an unknown way")
+        self.budget.copy(len(state[-1]) if isinstance(state[-1], bytes) else 0)
+        self.stack[-1] = array(state)
+        if waiting.place is not None:
+            self.memo[waiting.place] = self.stack[-1]
 
     def named(self, name: Name) -> None:
         self.push(known(name))
@@ -194,9 +210,9 @@ def check_tree(root: Any) -> Any:
                 below += value.values() if isinstance(value, dict) else value
                 if isinstance(value, dict):  # one text can be a key of each
                     count += sum(len(key) for key in value if isinstance(key, str)) // TEXT
-            elif isinstance(value, (str, bytes, set)):
-                count += len(value) // (1 if isinstance(value, set) else TEXT)
-            elif not isinstance(value, (type(None), bool, int, float, Tensor)):
+            elif isinstance(value, (str, bytes, set, frozenset)):
+                count += len(value) // (TEXT if isinstance(value, (str, bytes)) else 1)
+            elif not isinstance(value, (type(None), bool, int, float, complex, Tensor)):
                 raise Refused(f"holds a {type(value).__name__.lower()} as a value: refused")
             if count > LIMITS.values:
                 raise Refused(f"unfolds into more than {LIMITS.values:,} values: refused")

@@ -29,6 +29,10 @@ DTYPES = {
     "F8_E5M2": torch.float8_e5m2, "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
     "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
 }  # fmt: skip
+# Types that newer versions of torch have. Two numbers of HALVES are one item there.
+HALVES = "F4"
+NEWER = {"F8_E8M0": "float8_e8m0fnu", HALVES: "float4_e2m1fn_x2"}
+DTYPES |= {name: getattr(torch, dtype) for name, dtype in NEWER.items() if hasattr(torch, dtype)}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -90,6 +94,10 @@ def _place(name: str, entry: Any) -> Place:
             raise Refused(f"does not say where {printable(name[:60])} is: refused")
     if kind not in DTYPES:
         raise Refused(f"holds numbers of the type {printable(kind[:20])}, which is not known here")
+    if kind == HALVES and shape and isinstance(shape[-1], int) and shape[-1] % 2 == 0:
+        shape = [*shape[:-1], shape[-1] // 2]
+    elif kind == HALVES:
+        raise Refused(f"describes {printable(name[:60])} in an unknown way: refused")
     whole = all(type(size) is int and 0 <= size < 2**63 for size in shape)
     if not whole or len(shape) > LIMITS.dimensions or math.prod(filter(None, shape)) >= 2**63:
         raise Refused(f"describes {printable(name[:60])} in an unknown way: refused")
@@ -108,6 +116,8 @@ def write_safetensors(
     for name, value in order:
         start, at = at, at + value.numel() * value.dtype.itemsize
         shape = list(value.shape)
+        if NAMES[value.dtype] == HALVES:
+            shape[-1] *= 2
         header[name] = {"dtype": NAMES[value.dtype], "shape": shape, "data_offsets": [start, at]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # the tensors start at a multiple of eight

@@ -1,0 +1,75 @@
+"""NumPy's numbers and arrays in a pickle, such as the best accuracy that a training noted."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from srd.files.limits import LIMITS
+from srd.files.opened import Refused
+from srd.printable import printable
+
+KINDS = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16")
+ORDERS = ("<", ">", "|", "=")
+
+
+@dataclass
+class NumberType:
+    """A NumPy type of numbers, whose order of bytes a file tells after its name."""
+
+    kind: str
+    order: str = "="
+
+    def set_order(self, state: Any) -> None:
+        match state:
+            case (3 | 4, str(order), None, None, None, -1, -1, 0, *_) if order in ORDERS:
+                self.order = order
+            case _:
+                raise Refused("describes a numpy.dtype in an unknown way: refused")
+
+    def read(self, data: Any) -> np.ndarray:
+        """The numbers in `data`, in this machine's order of bytes, (items,)."""
+        dtype = np.dtype(self.kind).newbyteorder(self.order)
+        if not isinstance(data, bytes) or len(data) % dtype.itemsize:
+            raise Refused("describes NumPy's numbers in an unknown way: refused")
+        return np.frombuffer(data, dtype).astype(self.kind)
+
+
+@dataclass
+class Array:
+    """An array whose content a file tells later; `place` in the memo is where it waits for that."""
+
+    place: int | None = None
+
+
+def number_type(kind: Any) -> NumberType:
+    if kind not in KINDS:
+        raise Refused(f"holds NumPy's values of the type {printable(str(kind)[:20])}: refused")
+    return NumberType(kind)
+
+
+def scalar(numbers: Any, data: Any) -> bool | int | float | complex:
+    """A number as Python's own."""
+    values = numbers.read(data) if isinstance(numbers, NumberType) else ()
+    if len(values) != 1:
+        raise Refused("describes NumPy's numbers in an unknown way: refused")
+    return values[0].item()
+
+
+def array(state: Any) -> Tensor:
+    """An array as a tensor of the same numbers."""
+    match state:
+        case (1, tuple(shape), NumberType() as numbers, bool(by_column), bytes(data)):
+            values = numbers.read(data)
+        case _:
+            raise Refused("describes a numpy.ndarray in an unknown way: refused")
+    whole = all(type(size) is int and 0 <= size < 2**63 for size in shape)
+    if len(shape) > LIMITS.dimensions or not whole or math.prod(shape) != len(values):
+        raise Refused("describes a numpy.ndarray in an unknown way: refused")
+    ordered = values.reshape(shape, order="F" if by_column else "C")
+    return torch.from_numpy(np.ascontiguousarray(ordered).reshape(shape))
