@@ -15,12 +15,12 @@ from typing import Any
 from tqdm import tqdm
 
 from srd.errors import RunFailed, UserError
+from srd.files.connections import open_address
 from srd.files.hashes import sha256
 from srd.files.limits import LIMITS, Limits
 
 CHUNK = 1 << 20  # bytes
 TRIES = 5
-TIMEOUT = 30.0  # seconds without a byte
 PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP errors after which another try may succeed
 
 
@@ -131,7 +131,7 @@ def _continue(url: str, part: Path, until: float, most: int) -> bool:
         headers["Range"] = f"bytes={have}-"
     request = urllib.request.Request(url, headers=headers)
     try:
-        answer = urllib.request.urlopen(request, timeout=TIMEOUT)
+        answer = open_address(request, until)
     except urllib.error.HTTPError as error:
         if error.code != 416 or not have:
             raise
@@ -155,8 +155,6 @@ def _continue(url: str, part: Path, until: float, most: int) -> bool:
                 bar.update(len(data))
                 if file.tell() > most:
                     raise _too_large(url, part, most)
-                if time.monotonic() > until:
-                    raise TimeoutError("it takes too long")
             file.flush()
             os.fsync(file.fileno())
             have = file.tell()

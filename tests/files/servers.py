@@ -17,7 +17,8 @@ class Server(ThreadingHTTPServer):
     Args:
         ranges: whether it knows them. breaks: answers to break off after `piece` bytes.
         errors: HTTP errors to give first, one a request. kind: the Content-Type of everything.
-        endless: whether an answer goes on for ever.
+        endless: whether an answer goes on for ever. drips: whether its headers do, a byte at a time.
+        leads: where each answer leads to, and its page goes on for ever.
     """
 
     daemon_threads = True
@@ -27,6 +28,7 @@ class Server(ThreadingHTTPServer):
         self.files, self.requests = files, []
         self.ranges, self.breaks, self.piece, self.errors = True, 0, 1000, []
         self.kind, self.headers, self.endless = "application/octet-stream", {}, False
+        self.drips, self.leads = False, ""
         vars(self).update(habits)
 
     @property
@@ -50,6 +52,17 @@ class Handler(BaseHTTPRequestHandler):
         server, asked = self.server, self.headers.get("Range")
         server.requests.append((self.command, self.path, asked))
         self.close_connection = True
+        if server.drips:
+            with suppress(OSError):
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+                while True:
+                    self.wfile.write(b"x")
+                    time.sleep(0.02)
+        if server.leads:
+            self.send_response(302)
+            self.send_header("Location", server.leads)
+            self.pour(bytes(1000))
+            return
         data = server.files.get(self.path)
         if server.errors or data is None:
             self.send_response(server.errors.pop(0) if server.errors else 404)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import re
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -148,10 +150,22 @@ def test_an_answer_that_never_ends(tmp_path: Path, limits: Limits, told: str) ->
     assert os.listdir(tmp_path) == (["a.pth.part"] if "kept" in told else [])
 
 
+@pytest.mark.parametrize("habits", [{"drips": True}, {"leads": "/b.pth"}])
+def test_headers_and_redirects_that_never_end(tmp_path: Path, habits: dict[str, Any]) -> None:
+    """One byte now and then is no sign of life; a page that leads elsewhere is not read."""
+    started = time.monotonic()
+    with serving({}, **habits) as server, pytest.raises(RunFailed) as caught:
+        limits = Limits(download_seconds=0.3)
+        download(f"{server.address}/a.pth", tmp_path / "a.pth", limits=limits, wait=0.001)
+    assert time.monotonic() - started < 5 and os.listdir(tmp_path) == []
+    told = "it takes too long|timed out" if "drips" in habits else "infinite loop"
+    assert re.search(told, str(caught.value)) and "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "place",
-    ["http://[::1/x", "file:///etc/passwd", "http://a b/", "gopher://x/", "http://" + "a" * 70 + ".b/",
-     "/a.pth", "http:///x"],
+    ["http://[::1/x", "file:///etc/passwd", "http://a b/", "gopher://x/", "ftp://127.0.0.1/x",
+     "http://" + "a" * 70 + ".b/", "/a.pth", "http:///x"],
 )  # fmt: skip
 def test_a_redirect_to_nowhere(tmp_path: Path, place: str) -> None:
     habits = {"errors": [302] * 20, "headers": {"Location": place}}

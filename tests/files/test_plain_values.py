@@ -114,5 +114,5 @@ def test_halves_that_do_not_pair(tmp_path: Path, shape: str) -> None:
     path = tmp_path / "a.safetensors"
     header = f'{{"w":{{"dtype":"F4","shape":{shape},"data_offsets":[0,4]}}}}'
     path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(4))
-    with pytest.raises(UserError, match="in an unknown way: refused|not known here"):
+    with pytest.raises(UserError, match=r"in an unknown way: refused|not known here"):
         load_weights(path)

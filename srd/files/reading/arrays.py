@@ -34,7 +34,7 @@ class NumberType:
 
     def read(self, data: Any) -> np.ndarray:
         """The numbers in `data`, in this machine's order of bytes, (items,)."""
-        dtype = np.dtype(self.kind).newbyteorder(self.order)
+        dtype = np.dtype(f"{self.order}{self.kind}")
         if not isinstance(data, bytes) or len(data) % dtype.itemsize:
             raise Refused("describes NumPy's numbers in an unknown way: refused")
         return np.frombuffer(data, dtype).astype(self.kind)
@@ -61,15 +61,14 @@ def scalar(numbers: Any, data: Any) -> bool | int | float | complex:
     return values[0].item()
 
 
-def array(state: Any) -> Tensor:
-    """An array as a tensor of the same numbers."""
-    match state:
-        case (1, tuple(shape), NumberType() as numbers, bool(by_column), bytes(data)):
-            values = numbers.read(data)
-        case _:
-            raise Refused("describes a numpy.ndarray in an unknown way: refused")
+def array(state: tuple[Any, ...]) -> Tensor:
+    """An array, told as (version, shape, type, by columns, data), as a tensor of the same numbers."""
+    _, shape, numbers, by_column, data = state
+    if not isinstance(numbers, NumberType) or not isinstance(shape, tuple):
+        raise Refused("describes a numpy.ndarray in an unknown way: refused")
+    values = numbers.read(data)
     whole = all(type(size) is int and 0 <= size < 2**63 for size in shape)
     if len(shape) > LIMITS.dimensions or not whole or math.prod(shape) != len(values):
         raise Refused("describes a numpy.ndarray in an unknown way: refused")
-    ordered = values.reshape(shape, order="F" if by_column else "C")
+    ordered: np.ndarray = values.reshape(shape, order="F" if by_column else "C")
     return torch.from_numpy(np.ascontiguousarray(ordered).reshape(shape))
