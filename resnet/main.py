@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from resnet.options import Options
 from srd.cli import Parser, parse_strictly
 from srd.config.layers import Layer, build
-from srd.errors import UserError, exit_code
+from srd.errors import UserError, exit_code, warn
 from srd.files.locate import recipe_file
 from srd.installed import need_extra
 
@@ -64,6 +64,8 @@ def run(arguments: Sequence[str]) -> None:
     names = Options.__dataclass_fields__
     layer = Layer("the command line", {name: given[name] for name in names if name in given})
     options = build(Options, [layer])
+    for name in options.without_effect():
+        warn(f"{name} has no effect in a test")
     need_extra("resnet", "torchdistill", what="torchdistill's YAML files")
     from resnet.train import run
 

@@ -43,3 +43,15 @@ class Options:
     def run_name(self) -> str:
         """Of the run's folder."""
         return self.name or Path(self.config).stem
+
+    def without_effect(self) -> list[str]:
+        """Flags that were given, and that a test does not read."""
+        if not self.test_only:
+            return []
+        flags = {
+            "--resume": self.resume != "auto",
+            "--log": self.run_log is not None,
+            "-log_config": self.log_config,
+            "-adjust_lr": self.adjust_lr,
+        }
+        return [flag for flag, given in flags.items() if given]

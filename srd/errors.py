@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -33,6 +34,12 @@ class Stopped(Exception):
     def __init__(self, message: str, code: int = EXIT_SIGTERM) -> None:
         super().__init__(message)
         self.code = code
+
+
+def warn(text: str) -> None:
+    """Tell something before a run has its log; of several processes, the first one does."""
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+        print(f"warning: {printable_lines(text)}", file=sys.stderr)
 
 
 @contextmanager

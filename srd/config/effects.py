@@ -1,6 +1,7 @@
 """A configuration for what is done: settings given by hand that have no effect on it are refused.
 
 A file may hold what several runs share, a teacher's and its student's; flags and keywords may not.
+Flags that people leave in a line when they evaluate what they trained with it are told, not refused.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Literal
 from srd.config.checks import check
 from srd.config.fields import Config, default_name, read_config
 from srd.config.layers import Layer, flatten
-from srd.errors import UserError
+from srd.errors import UserError, warn
 
 Doing = Literal["student", "teacher", "evaluation"]
 
@@ -28,6 +29,9 @@ IDLE: dict[Doing, tuple[str, ...]] = {
         "optim.", "distill.", "teacher.recipe", "train.",
     ),
 }  # fmt: skip
+# Fields that an evaluation does not read, or only where it measures the teacher too.
+TOLD = ("seed", "output", "name", "data.images_per_class")
+OF_TEACHER = "teacher."
 READ = ("train.batch_size",)  # of the sections above, by everything
 SAYS: dict[Doing, str] = {
     "teacher": "where the teacher is trained",
@@ -51,10 +55,21 @@ def configure(shared: Sequence[Layer], given: Sequence[Layer], doing: Doing) -> 
             if key not in READ and key.startswith(IDLE.get(doing, ())):
                 raise UserError(f"{source}: {key} has no effect {SAYS[doing]}; leave it out")
     if doing == "evaluation":
+        _tell(config, given)
         return config
     config = _meant(config, {key for layer in given for key in flatten(layer.values)}, doing)
     check(config)
     return replace(config, name=config.name or default_name(config, doing))
+
+
+def _tell(config: Config, given: Sequence[Layer]) -> None:
+    """Say which settings given by hand an evaluation does not read."""
+    for source, values in given:
+        for key in flatten(values):
+            if key in TOLD:
+                warn(f"{source}: {key} has no effect in an evaluation")
+            elif key.startswith(OF_TEACHER) and not config.teacher.evaluate:
+                warn(f"{source}: {key} has no effect in an evaluation without teacher.evaluate")
 
 
 def _meant(config: Config, by_hand: set[str], doing: Doing) -> Config:

@@ -42,7 +42,7 @@ class _Raw(io.RawIOBase):
         if left <= 0:
             raise TimeoutError("it takes too long")
         self.connection.settimeout(min(TIMEOUT, left))
-        return self.raw.readinto(buffer)  # type: ignore[attr-defined]
+        return self.raw.readinto(buffer)
 
     def close(self) -> None:
         self.raw.close()

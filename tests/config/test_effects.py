@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from srd.config.effects import IDLE, READ, Doing, configure
+from srd.config.effects import IDLE, OF_TEACHER, READ, TOLD, Doing, configure
 from srd.config.fields import Config
 from srd.config.layers import Layer, dotted_keys, nested
 from srd.errors import UserError
@@ -14,7 +14,7 @@ KEYS = list(dotted_keys(Config, {"distill": {"loss": {"name": "srd"}}}))
 
 @pytest.mark.parametrize("doing", IDLE)
 def test_what_is_listed_are_settings(doing: Doing) -> None:
-    for prefix in (*IDLE[doing], *READ):
+    for prefix in (*IDLE[doing], *READ, *TOLD, OF_TEACHER):
         assert any(key.startswith(prefix) for key in KEYS), prefix
 
 
@@ -72,3 +72,23 @@ def test_a_run_has_the_name_of_what_is_trained() -> None:
     assert configure([], [], "teacher").name == "teacher_regnety_160.deit_in1k"
     assert configure([], [Layer("", {"name": "mine"})], "student").name == "mine"
     assert configure([], [], "evaluation").name is None
+
+
+@pytest.mark.parametrize("key, value", [("seed", 3), ("output", "x"), ("name", "x"), ("teacher.name", "resnet18"),
+                                        ("data.images_per_class", 3)])  # fmt: skip
+def test_what_an_evaluation_does_not_read_is_told(
+    capsys: pytest.CaptureFixture[str], key: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [Layer("--flag", nested(key, value))]
+    configure([], given, "evaluation")
+    told = capsys.readouterr().err
+    assert told.startswith(f"warning: --flag: {key} has no effect in an evaluation")
+    assert told.count("\n") == 1
+    monkeypatch.setenv("RANK", "1")
+    configure([], given, "evaluation")  # the first process has said it
+    monkeypatch.delenv("RANK")
+    configure(given, [], "evaluation")  # a file may say what it likes
+    configure([], given, "student")
+    measured = Layer("--set", {"teacher": {"evaluate": True}})
+    configure([], [measured, *(given if "teacher" in key else ())], "evaluation")
+    assert capsys.readouterr().err == ""

@@ -121,7 +121,7 @@ def test_torchdistills_methods_run_to_the_end(
 
 
 def test_ours_leaves_a_plain_student_with_the_accuracy_it_reports(
-    tmp_path: Path, srd_yaml: str, command: Command
+    tmp_path: Path, srd_yaml: str, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command(srd_yaml) == 0
     folder = tmp_path / "runs/run"
@@ -139,7 +139,10 @@ def test_ours_leaves_a_plain_student_with_the_accuracy_it_reports(
     assert 100 * found.item() == pytest.approx(result["acc1"])
     assert result["images"] == 500
     plain_student().load_state_dict(load_state(tmp_path / "runs" / "student.pt")["model"])
-    assert command(srd_yaml, "-test_only", "-student_only") == 0
+    capsys.readouterr()
+    assert command(srd_yaml, "-test_only", "-student_only", "-log_config", "--resume", "none") == 0
+    told = [line for line in capsys.readouterr().err.split("\n") if line.startswith("warning")]
+    assert told == [f"warning: {x} has no effect in a test" for x in ("--resume", "-log_config")]
 
 
 def test_the_frozen_teachers_statistics_never_move(

@@ -55,10 +55,10 @@ def number_type(kind: Any) -> NumberType:
 
 def scalar(numbers: Any, data: Any) -> bool | int | float | complex:
     """A number as Python's own."""
-    values = numbers.read(data) if isinstance(numbers, NumberType) else ()
+    values = numbers.read(data).tolist() if isinstance(numbers, NumberType) else []
     if len(values) != 1:
         raise Refused("describes NumPy's numbers in an unknown way: refused")
-    return values[0].item()
+    return values[0]
 
 
 def array(state: tuple[Any, ...]) -> Tensor:
