@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from srd.data.picture_tags import asks_for_too_much
+from srd.data.picture_costs import check_file, check_picture
 from srd.files.limits import LIMITS
 from srd.files.opened import Refused, read_small
 
@@ -60,10 +60,6 @@ class Opened(NamedTuple):
 
 # What is opened as a picture. Pillow knows more, and hands some of those to other programs.
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "GIF", "TIFF", "WEBP", "AVIF")
-
-
-class TooLarge(ValueError):
-    """A picture has more pixels than `srd.files.limits` allow, as it is or when it is resized."""
 
 
 def read_image(
@@ -120,27 +116,13 @@ SIXTEEN = ("PNG", "PPM")  # of which Pillow gives 16 bits as 32
 
 def open_image(file: io.BytesIO) -> Image.Image:
     """A picture of FORMATS, of which only the head is read; raises as `read_image`."""
-    if asks_for_too_much(file.getvalue()):
-        raise TooLarge("its tags claim several times what the file has")
+    data = file.getvalue()
+    check_file(data)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it is refused below
         image = Image.open(file, formats=_formats())
-    if asks_for_too_much(image.info.get("exif") or b""):
-        raise TooLarge("its tags claim several times what the file has")
-    width, height = image.size
-    # Pillow holds a WebP picture twice while it is read, with a channel more: 15 bytes a pixel
-    most = LIMITS.pixels // 2 if image.format == "WEBP" else LIMITS.pixels
-    if not 0 < width * height <= most:
-        raise TooLarge(f"{width}x{height} pixels: more than {most:,} are not read")
-    if max(image.size) > LIMITS.aspect * min(image.size):
-        raise TooLarge(f"{width}x{height} pixels: too long and narrow")
-    scans = file.getvalue().count(JPEG_SCAN) if image.format in ("JPEG", "MPO") else 0
-    if scans > LIMITS.scans or scans * width * height > LIMITS.scanned:
-        raise TooLarge(f"a JPEG file of {scans} scans")
+    check_picture(image, data)
     return image
-
-
-JPEG_SCAN = b"\xff\xda"  # before each scan, and nowhere inside one
 
 
 @cache

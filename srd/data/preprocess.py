@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 
-from srd.data.image_source import TooLarge
+from srd.data.picture_costs import TooLarge
 from srd.errors import UserError
 from srd.files.limits import LIMITS
 

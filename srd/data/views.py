@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from srd.data.image_source import ImageSource, TooLarge
+from srd.data.image_source import ImageSource
+from srd.data.picture_costs import TooLarge
 
 # The first word of a key: which stream of draws it names.
 VIEW, SHUFFLE, MIX, STEP, INIT = range(5)

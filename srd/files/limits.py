@@ -40,6 +40,8 @@ class Limits:
     # Pictures.
     picture_bytes: int = 512 * MIB
     pixels: int = 89_478_485  # where Pillow begins to warn; 0.4 GB in memory, twice that while read
+    slow_pixels: int = 10_000_000  # of formats that Pillow unpacks in Python
+    comments: int = 1 << 16  # bytes, of a GIF file
     aspect: int = 500  # the longer side over the shorter, which is what gets resized
     scans: int = 100  # of a JPEG file, each a walk through the whole picture; usual are 1 to 17
     scanned: int = 2_000_000_000  # pixels in all of them

@@ -74,8 +74,11 @@ def test_a_run_has_the_name_of_what_is_trained() -> None:
     assert configure([], [], "evaluation").name is None
 
 
-@pytest.mark.parametrize("key, value", [("seed", 3), ("output", "x"), ("name", "x"), ("teacher.name", "resnet18"),
-                                        ("data.images_per_class", 3)])  # fmt: skip
+IDLE_IN_EVALUATION = {"seed": 3, "output": "x", "name": "x", "teacher.name": "resnet18",
+                      "data.images_per_class": 3}  # fmt: skip
+
+
+@pytest.mark.parametrize("key, value", IDLE_IN_EVALUATION.items())
 def test_what_an_evaluation_does_not_read_is_told(
     capsys: pytest.CaptureFixture[str], key: str, value: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:

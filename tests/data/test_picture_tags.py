@@ -8,7 +8,8 @@ import struct
 import pytest
 from PIL import Image
 
-from srd.data.image_source import TooLarge, read_image
+from srd.data.image_source import read_image
+from srd.data.picture_costs import TooLarge
 from srd.data.picture_tags import EXIF, claimed, exif_of_jpeg
 
 
