@@ -9,6 +9,9 @@ from srd.files.limits import LIMITS
 
 JPEG_SCAN = b"\xff\xda"  # before each scan, and nowhere inside one
 
+# Pillow holds these twice while it reads them, with a channel more: 12 to 20 bytes a pixel.
+HELD_TWICE = ("WEBP", "AVIF")
+
 
 class TooLarge(ValueError):
     """A picture asks for more than `srd.files.limits` allow, as it is or when it is resized."""
@@ -27,8 +30,7 @@ def check_picture(image: Image.Image, data: bytes) -> None:
     if asks_for_too_much(image.info.get("exif") or b""):
         raise TooLarge("its tags claim several times what the file has")
     width, height = image.size
-    # Pillow holds a WebP picture twice while it is read, with a channel more: 15 bytes a pixel
-    most = LIMITS.pixels // 2 if image.format == "WEBP" else LIMITS.pixels
+    most = LIMITS.pixels // 2 if image.format in HELD_TWICE else LIMITS.pixels
     decoder = image.tile[0].codec_name if image.tile else ""  # type: ignore[attr-defined]
     if decoder == "bmp_rle":  # unpacked by Python, a pixel at a time
         most = LIMITS.slow_pixels
