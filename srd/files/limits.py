@@ -11,7 +11,8 @@ MIB = 1 << 20
 class Limits:
     """Limits far above what honest files need, and far below what a machine has.
 
-    Together they keep a file of less than 1 MB from taking more than 1 GB or five seconds.
+    Together they keep a file of less than 1 MB from taking more than 1 GB or five seconds
+    (docs/security.md says of which processor).
     """
 
     # Weights. DeiT with its optimizer's state has 459 tensors, takes 22,176 opcodes and 0.3 MB of

@@ -110,6 +110,7 @@ import sys, time
 from pathlib import Path
 import timm, torch
 from timm.models import register_model
+from tests.files.yardstick import second
 from srd.errors import UserError
 from srd.export.classifier import open_classifier
 
@@ -125,11 +126,11 @@ def peak():
 
 before = peak()
 for path in sorted(Path(sys.argv[1]).iterdir()):
-    started = time.perf_counter()
+    started = time.process_time()
     try:
         open_classifier(path, halves=[])
     except UserError as error:
-        print(path.stem, round(time.perf_counter() - started, 2), error, sep="\\t")
+        print(path.stem, round((time.process_time() - started) / second(), 2), error, sep="\\t")
 print(peak() - before)
 """
 
