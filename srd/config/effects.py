@@ -12,6 +12,7 @@ from typing import Literal
 from srd.config.checks import check
 from srd.config.fields import Config, default_name, read_config
 from srd.config.layers import Layer, flatten
+from srd.config.presets import warmup
 from srd.errors import UserError
 
 Doing = Literal["student", "teacher", "evaluation"]
@@ -24,7 +25,7 @@ IDLE: dict[Doing, tuple[str, ...]] = {
         "teacher.evaluate",
     ),
     "evaluation": (
-        "compile", "deterministic", "resume", "model.drop_path", "model.init", "augment.",
+        "preset", "compile", "deterministic", "resume", "model.drop_path", "model.init", "augment.",
         "optim.", "distill.", "teacher.recipe", "train.",
     ),
 }  # fmt: skip
@@ -52,9 +53,23 @@ def configure(shared: Sequence[Layer], given: Sequence[Layer], doing: Doing) -> 
                 raise UserError(f"{source}: {key} has no effect {SAYS[doing]}; leave it out")
     if doing == "evaluation":
         return config
-    config = _meant(config, {key for layer in given for key in flatten(layer.values)}, doing)
+    config = _meant(config, _keys(given), doing)
+    if "optim.warmup_epochs" not in _keys([*shared, *given]):
+        config = _warmed_up(config)
     check(config)
     return replace(config, name=config.name or default_name(config, doing))
+
+
+def _keys(layers: Sequence[Layer]) -> set[str]:
+    return {key for layer in layers for key in flatten(layer.values)}
+
+
+def _warmed_up(config: Config) -> Config:
+    """`config` with the paper's share of a warm-up where its 20 epochs would take half the run."""
+    if 2 * config.optim.warmup_epochs <= config.train.epochs:
+        return config
+    share = warmup(config.train.epochs)
+    return replace(config, optim=replace(config.optim, warmup_epochs=share))
 
 
 def _meant(config: Config, by_hand: set[str], doing: Doing) -> Config:

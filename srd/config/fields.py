@@ -167,6 +167,7 @@ class Train(Plan):
 
 @dataclass(config=STRICT)
 class Config:
+    preset: Literal["small", "imagenet"] | None = None  # None: small for few pictures of one's own
     seed: Seed = 0
     output: PathText = "runs"
     name: RunName | None = None  # of the run's folder; None: the model's
@@ -186,6 +187,7 @@ class Config:
 
 # Settings of the machine and of the telling, not of the recipe: a run may go on with other values.
 NOT_RECIPE = (
+    "preset",  # what it stands for is compared
     "output",
     "name",
     "device",

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from srd.config.fields import Optim, Plan
+from srd.config.presets import warmup
 from srd.data.inputs import Inputs
 from srd.device import Precision
 from srd.distributed import processes
@@ -27,6 +28,7 @@ def preflight(
     model: nn.Module,
     teacher: LoadedTeacher | None,
     precision: Precision,
+    preset: str | None = None,
 ) -> Iterator[str]:
     """The lines: data, student, teacher, updates, learning rate, disk.
 
@@ -46,6 +48,11 @@ def preflight(
         yield f"teacher {teacher.name} from {teacher.source}{digest}"
         yield from teacher.notes
     assert inputs.train_batches is not None
+    if preset == "small":
+        yield (
+            f"preset small: batch, epochs, learning rate and augmentation are made for "
+            f"{inputs.train_images} pictures; --preset imagenet is the paper's recipe"
+        )
     yield from _updates(plan, optim, inputs.train_images, len(inputs.train_batches))
     yield from _disk(Path(output).expanduser(), plan, 4 * parameters)
 
@@ -54,16 +61,17 @@ def _updates(plan: Plan, optim: Optim, images: int, steps: int) -> Iterator[str]
     left = images - steps * plan.batch_size
     dropped = f" ({left} images left out of each)" if left else ""
     rate = optim.lr * plan.batch_size / optim.lr_batch
+    own = optim.warmup_epochs == warmup(plan.epochs) != Optim.warmup_epochs
+    share = " (their share in the paper, 20 of 300)" if own else ""
     yield (
         f"{plan.epochs} epochs of {steps} updates of {plan.batch_size} images{dropped}; "
         f"learning rate {rate:.3g} ({optim.lr:g} for {optim.lr_batch} images), warm-up "
-        f"{optim.warmup_epochs:g} epochs"
+        f"{optim.warmup_epochs:g} epochs{share}"
     )
     if optim.warmup_epochs > plan.epochs / 2:
-        share = "all" if optim.warmup_epochs >= plan.epochs else "more than half"
         yield (
-            f"warning: the warm-up takes {share} of the {plan.epochs} epochs, so the learning rate "
-            f"hardly arrives: --warmup-epochs {plan.epochs // 20} is usual"
+            f"warning: the warm-up takes more than half of the {plan.epochs} epochs, so the learning "
+            f"rate hardly arrives: --warmup-epochs {warmup(plan.epochs):g} is usual"
         )
 
 

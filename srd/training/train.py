@@ -13,7 +13,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from srd.config.checks import check
 from srd.config.fields import (
     NOT_RECIPE,
     Config,
@@ -43,6 +42,7 @@ from srd.run.folder import RunFolder
 from srd.training.loop import Loop, TrainData
 from srd.training.optim import check_optimizer, create_optimizer, create_schedule
 from srd.training.preflight import preflight
+from srd.training.presets import configure_training
 from srd.training.session import Identity, Session, open_session
 from srd.training.task import DistillationTask
 from srd.training.teaching import check_teacher, measure_teacher
@@ -91,6 +91,7 @@ def train(config: Config, trained: Trained = "student") -> None:
                     model=task.model,
                     teacher=teacher,
                     precision=precision,
+                    preset=config.preset,
                 )
             )
             if session.state is None and started:
@@ -173,11 +174,11 @@ def with_trained_teacher(config: Config, num_classes: int) -> Config:
             "val_fraction": config.data.val_fraction,  # it must not see the student's
         },
     }
-    recipe = read_config([Layer(str(path), read_yaml(path)), Layer("", here)])
-    check(recipe)
-    if recipe.name is None:
+    settings = read_yaml(path)
+    recipe = configure_training([Layer(str(path), settings), Layer("", here)], [], "teacher")
+    if settings.get("name") is None:
         raise UserError(f"{path} trains a teacher for others: it needs a `name`")
-    folder = RunFolder(recipe.output, recipe.name)
+    folder = RunFolder(recipe.output, str(recipe.name))
     if folder.finished() is None:
         check_student(config, num_classes)
         if processes.is_main():

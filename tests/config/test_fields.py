@@ -151,7 +151,7 @@ FLAGS = {
     "--output": ("output", "/out"),
     "--name": ("name", "mine"),
     "--batch-size": ("train.batch_size", 64),
-    "--epochs": ("train.epochs", 3),
+    "--epochs": ("train.epochs", 100),
     "--lr": ("optim.lr", 0.25),
     "--warmup-epochs": ("optim.warmup_epochs", 2.5),
     "--seed": ("seed", 5),
