@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 FEW = 20_000  # training images, below which the paper's recipe is the wrong one
-UPDATES = {"cuda": 8000, "cpu": 2000}  # of a whole run, about
+UPDATES = {"cuda": 8000, "cpu": 1000}  # of a whole run, about
 MOST_EPOCHS = {"cuda": 300, "cpu": 100}
 LEAST_EPOCHS = 20
 MOST_IMAGES = {"cuda": 256, "cpu": 64}  # of a batch

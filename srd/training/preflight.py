@@ -29,6 +29,7 @@ def preflight(
     teacher: LoadedTeacher | None,
     precision: Precision,
     preset: str | None = None,
+    memory: str | None = None,
 ) -> Iterator[str]:
     """The lines: data, student, teacher, updates, learning rate, disk.
 
@@ -54,6 +55,8 @@ def preflight(
             f"{inputs.train_images} pictures; --preset imagenet is the paper's recipe"
         )
     yield from _updates(plan, optim, inputs.train_images, len(inputs.train_batches))
+    if memory:
+        yield memory
     yield from _disk(Path(output).expanduser(), plan, 4 * parameters)
 
 

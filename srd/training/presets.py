@@ -32,17 +32,28 @@ def configure_training(
     """
     config = configure(shared, given, trained)
     before = _recorded(config)
+    settled = {key for layer in (*shared, *given) for key in flatten(layer.values)}
     if config.preset is None and not shared:
         choice = before.get("preset") if before is not None else _few(config)
         config = replace(config, preset=choice or None)
     if config.preset != "small":
-        return config
-    settled = {key for layer in (*shared, *given) for key in flatten(layer.values)}
+        return _micro_batch_as_before(config, before, settled)
     values = _for_data(config, trained, settled)
     if before is not None and before.get("preset") == "small":
         values = _as_before(values, flatten(before))
     layer = Layer("--preset small", {"preset": "small", **values})
-    return configure([layer, *shared], given, trained)
+    config = configure([layer, *shared], given, trained)
+    return _micro_batch_as_before(config, before, settled)
+
+
+def _micro_batch_as_before(
+    config: Config, before: Mapping[str, Any] | None, settled: set[str]
+) -> Config:
+    """`config` with the micro-batch that was chosen when the run began."""
+    chosen = flatten(before or {}).get("train.micro_batch")
+    if not isinstance(chosen, int) or "train.micro_batch" in settled:
+        return config
+    return replace(config, train=replace(config.train, micro_batch=chosen))
 
 
 def _recorded(config: Config) -> Mapping[str, Any] | None:

@@ -40,6 +40,7 @@ from srd.models.students import open_student
 from srd.models.teacher import LoadedTeacher, Normalization, open_teacher
 from srd.run.folder import RunFolder
 from srd.training.loop import Loop, TrainData
+from srd.training.memory import fit_training
 from srd.training.optim import check_optimizer, create_optimizer, create_schedule
 from srd.training.preflight import preflight
 from srd.training.presets import configure_training
@@ -71,6 +72,16 @@ def train(config: Config, trained: Trained = "student") -> None:
         folder = RunFolder(config.output, config.name or default_name(config, trained))
         goes_on = config.resume == "auto" and folder.has_checkpoints()
         started = None if goes_on else start(config, trained, task, inputs.num_classes)
+        memory = fit_training(
+            task,
+            teacher.model if teacher else None,
+            train=config.train,
+            data=config.data,
+            image_size=config.model.image_size,
+            begins=not goes_on,
+        )
+        if memory.micro_batch and not goes_on:
+            config = replace(config, train=replace(config.train, micro_batch=memory.micro_batch))
         with open_session(
             folder,
             identify(config, trained, inputs, teacher),
@@ -92,6 +103,7 @@ def train(config: Config, trained: Trained = "student") -> None:
                     teacher=teacher,
                     precision=precision,
                     preset=config.preset,
+                    memory=memory.line,
                 )
             )
             if session.state is None and started:
