@@ -243,11 +243,11 @@ def fit_training(
     """
     world, here = processes.world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     precision = task.precision
+    workers = min(data.workers, os.cpu_count() or 1)
+    needs = measure(task.student, teacher, image_size, precision, workers=workers)
     free = free_memory(precision.device)
     if free is not None and precision.device.type == "cpu":
         free /= here
-    workers = min(data.workers, os.cpu_count() or 1)
-    needs = measure(task.student, teacher, image_size, precision, workers=workers)
     try:
         return fit(
             needs,

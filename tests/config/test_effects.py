@@ -72,3 +72,23 @@ def test_a_run_has_the_name_of_what_is_trained() -> None:
     assert configure([], [], "teacher").name == "teacher_regnety_160.deit_in1k"
     assert configure([], [Layer("", {"name": "mine"})], "student").name == "mine"
     assert configure([], [], "evaluation").name is None
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(300, 20), (40, 20), (39, 2.6), (10, 0.67)])
+def test_a_warm_up_that_nobody_set_leaves_half_the_run(epochs: int, expected: float) -> None:
+    given = [Layer("--epochs", {"train": {"epochs": epochs}})]
+    for layers in ((given, []), ([], given)):
+        assert configure(*layers, "student").optim.warmup_epochs == expected
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_warm_up_that_was_set_stays_and_must_be_shorter_than_the_run(place: int) -> None:
+    def warmed(warmup: float) -> float:
+        layers: list[list[Layer]] = [[], [Layer("--epochs", {"train": {"epochs": 10}})]]
+        layers[place].append(Layer("", {"optim": {"warmup_epochs": warmup}}))
+        return configure(*layers, "student").optim.warmup_epochs
+
+    assert warmed(9.5) == 9.5
+    for warmup in (10, 11):
+        with pytest.raises(UserError, match=r"as the run of 10 epochs.*--warmup-epochs 0\.67"):
+            warmed(warmup)
