@@ -54,8 +54,7 @@ def configure(shared: Sequence[Layer], given: Sequence[Layer], doing: Doing) -> 
     if doing == "evaluation":
         return config
     config = _meant(config, _keys(given), doing)
-    if "optim.warmup_epochs" not in _keys([*shared, *given]):
-        config = _warmed_up(config)
+    config = _warmed_up(config, shared, given)
     check(config)
     return replace(config, name=config.name or default_name(config, doing))
 
@@ -64,12 +63,20 @@ def _keys(layers: Sequence[Layer]) -> set[str]:
     return {key for layer in layers for key in flatten(layer.values)}
 
 
-def _warmed_up(config: Config) -> Config:
-    """`config` with the paper's share of a warm-up where its 20 epochs would take half the run."""
-    if 2 * config.optim.warmup_epochs <= config.train.epochs:
+def _warmed_up(config: Config, shared: Sequence[Layer], given: Sequence[Layer]) -> Config:
+    """`config` with a warm-up that leaves some of a run that was made shorter.
+
+    Where nobody set one, and the paper's 20 epochs would take more than half: its share of them. Where
+    a file did, and `--epochs` makes its run shorter than that: as large a share as the file's.
+    """
+    key, epochs, now = "optim.warmup_epochs", config.train.epochs, config.optim.warmup_epochs
+    if key in _keys(given):
         return config
-    share = warmup(config.train.epochs)
-    return replace(config, optim=replace(config.optim, warmup_epochs=share))
+    if key not in _keys(shared):
+        now = warmup(epochs) if 2 * now > epochs else now
+    elif now >= epochs and "train.epochs" in _keys(given):
+        now = round(now / read_config(shared).train.epochs * epochs, 2)
+    return replace(config, optim=replace(config.optim, warmup_epochs=now))
 
 
 def _meant(config: Config, by_hand: set[str], doing: Doing) -> Config:

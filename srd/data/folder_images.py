@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,21 @@ SUFFIXES = (*IMG_EXTENSIONS, ".avif", ".gif", ".jfif")
 def is_picture(name: str) -> bool:
     """Whether a file is one by its name; hidden ones, macOS's `._a.jpg` too, are none."""
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+
+
+def by_suffix(names: Iterable[str]) -> str:
+    """How many files there are of each kind, by their names: "3 .txt, 1 hidden"."""
+    return _words(Counter(map(_kind, names)))
+
+
+def _kind(name: str) -> str:
+    return "hidden" if name.startswith(".") else Path(name).suffix.lower()
+
+
+def _words(kinds: Counter[str]) -> str:
+    counts = kinds.most_common(5)
+    more = ", ..." if len(kinds) > len(counts) else ""
+    return ", ".join(f"{n} {kind or 'without a suffix'}" for kind, n in counts) + more
 
 
 def open_folder(data: Data, training: bool) -> Opened:
@@ -97,14 +113,11 @@ class FolderImages:
         name = Path(path).name
         if is_picture(name):
             return True
-        self._left_out["hidden" if name.startswith(".") else Path(path).suffix.lower()] += 1
+        self._left_out[_kind(name)] += 1
         return False
 
     def _suffixes(self) -> str:
-        counts = self._left_out.most_common(5)
-        more = ", ..." if len(self._left_out) > len(counts) else ""
-        words = [f"{n} {suffix or 'without a suffix'}" for suffix, n in counts]
-        return f"{', '.join(words)}{more} (pictures are {' '.join(SUFFIXES)})"
+        return f"{_words(self._left_out)} (pictures are {' '.join(SUFFIXES)})"
 
     def __len__(self) -> int:
         return len(self._samples)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from srd.config.effects import configure
-from srd.config.fields import Config
+from srd.config.fields import Config, read_config
 from srd.config.layers import Layer, flatten, merge, nested
 from srd.config.presets import FEW, small
 from srd.data.sources import open_splits
@@ -31,6 +32,7 @@ def configure_training(
         UserError: as `srd.config.effects.configure`, or there are no pictures.
     """
     config = configure(shared, given, trained)
+    _tell_warmup(config, [*shared, *given])
     before = _recorded(config)
     settled = {key for layer in (*shared, *given) for key in flatten(layer.values)}
     if config.preset is None and not shared:
@@ -44,6 +46,17 @@ def configure_training(
     layer = Layer("--preset small", {"preset": "small", **values})
     config = configure([layer, *shared], given, trained)
     return _micro_batch_as_before(config, before, settled)
+
+
+def _tell_warmup(config: Config, layers: Sequence[Layer]) -> None:
+    """Say where the warm-up is not the one that was set, or the default."""
+    meant, now = read_config(layers).optim.warmup_epochs, config.optim.warmup_epochs
+    if now != meant and os.environ.get("RANK", "0") == "0":
+        print(
+            f"a warm-up of {meant:g} epochs is too long for {config.train.epochs}: {now:g} are taken, "
+            "the same share (--warmup-epochs)",
+            file=sys.stderr,
+        )
 
 
 def _micro_batch_as_before(
