@@ -87,7 +87,8 @@ def run(arguments: Sequence[str], prog: str = "deit/main.py") -> None:
         from srd.training.presets import configure_training
         from srd.training.train import train
 
-        train(configure_training(*layers_of(flags), model), model)
+        config, notes = configure_training(*layers_of(flags), model)
+        train(config, model, notes)
     else:
         from srd.evaluation.of_checkpoint import evaluate_checkpoint
 

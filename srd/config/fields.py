@@ -57,6 +57,7 @@ class Data:
     val_fraction: OpenFraction | None = None  # held out where there is no val/; None: a tenth
     image_column: str | None = None  # of datasets, where its types do not tell
     label_column: str | None = None
+    exif_orientation: bool | None = None  # turn pictures upright; None: all but ImageNet's
     images_per_class: Count | None = None  # train on the first n images of each class
     workers: Index = 8  # loader processes for each training process, at most one a core
     mean: Channels = IMAGENET_MEAN

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from srd.data.batches import EvalBatches
 from srd.data.folder_images import SUFFIXES, by_suffix, is_picture
-from srd.data.image_source import open_image, read_image
+from srd.data.image_source import open_image, read_image, upright
 from srd.data.loader import make_loader
 from srd.data.views import BROKEN_IMAGE, SeededViews
 from srd.errors import UserError
@@ -71,8 +71,8 @@ class Pictures:
 
     classes: list[str] = []  # noqa: RUF012 (nobody adds to it)
 
-    def __init__(self, pictures: Sequence[Picture]) -> None:
-        self.pictures = pictures
+    def __init__(self, pictures: Sequence[Picture], turn: bool = False) -> None:
+        self.pictures, self.turn = pictures, turn
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -83,7 +83,8 @@ class Pictures:
             raise OSError(NO_VIDEO)
         if content is None and os.path.isdir(name):
             raise OSError(f"no pictures in it: looked for {', '.join(SUFFIXES)}")
-        return read_image(name if content is None else io.BytesIO(content)), index
+        file = name if content is None else io.BytesIO(content)
+        return (read_image(file, upright) if self.turn else read_image(file)), index
 
     def name(self, index: int) -> str:
         return self.pictures[index].name
@@ -169,9 +170,11 @@ def predict(
         top: classes for each picture, at most as many as there are.
     """
     description = classifier.description
-    views = SeededViews(
-        Pictures(pictures), description.preprocessing.transform(), seed=0, substitute=False
+    source, transform = (
+        Pictures(pictures, description.turned),
+        description.preprocessing.transform(),
     )
+    views = SeededViews(source, transform, seed=0, substitute=False)
     batches = EvalBatches(len(pictures), batch_size)
     workers = 0 if len(pictures) <= batch_size else os.cpu_count() or 1
     for indices, batch in zip(batches, make_loader(views, batches, workers, False), strict=True):

@@ -53,7 +53,7 @@ def train(
             given.append(Layer(f"{name}=", nested(fields[name], plain)))
     for dotted, value in (settings or {}).items():
         given.append(Layer(f"settings[{dotted!r}]", nested(dotted, value)))
-    built = configure_training(shared, given, trained)
+    built, notes = configure_training(shared, given, trained)
     with lasting():  # the training outlasts a notebook's output
-        train_configured(built, trained)
+        train_configured(built, trained, notes)
     return RunFolder(built.output, str(built.name)).path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -28,7 +28,7 @@ def preflight(
     model: nn.Module,
     teacher: LoadedTeacher | None,
     precision: Precision,
-    preset: str | None = None,
+    notes: Sequence[str] = (),
     memory: str | None = None,
 ) -> Iterator[str]:
     """The lines: data, student, teacher, updates, learning rate, disk.
@@ -36,6 +36,8 @@ def preflight(
     Args:
         output: the folder that the run's own is made in.
         name: of what is trained, and `model`: it.
+        notes: how the configuration came about.
+        memory: what is needed and what is there.
     """
     parameters = sum(p.numel() for p in model.parameters())
     yield from inputs.notes
@@ -49,11 +51,7 @@ def preflight(
         yield f"teacher {teacher.name} from {teacher.source}{digest}"
         yield from teacher.notes
     assert inputs.train_batches is not None
-    if preset == "small":
-        yield (
-            f"preset small: batch, epochs, learning rate and augmentation are made for "
-            f"{inputs.train_images} pictures; --preset imagenet is the paper's recipe"
-        )
+    yield from notes
     yield from _updates(plan, optim, inputs.train_images, len(inputs.train_batches))
     if memory:
         yield memory
@@ -64,12 +62,10 @@ def _updates(plan: Plan, optim: Optim, images: int, steps: int) -> Iterator[str]
     left = images - steps * plan.batch_size
     dropped = f" ({left} images left out of each)" if left else ""
     rate = optim.lr * plan.batch_size / optim.lr_batch
-    own = optim.warmup_epochs == warmup(plan.epochs) != Optim.warmup_epochs
-    share = " (their share in the paper, 20 of 300)" if own else ""
     yield (
         f"{plan.epochs} epochs of {steps} updates of {plan.batch_size} images{dropped}; "
         f"learning rate {rate:.3g} ({optim.lr:g} for {optim.lr_batch} images), warm-up "
-        f"{optim.warmup_epochs:g} epochs{share}"
+        f"{optim.warmup_epochs:g} epochs"
     )
     if optim.warmup_epochs > plan.epochs / 2:
         yield (

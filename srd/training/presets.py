@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from srd.config.effects import configure
 from srd.config.fields import Config, read_config
@@ -20,9 +19,16 @@ from srd.run.folder import RunFolder
 from srd.run.settings import own_settings
 
 
+class Chosen(NamedTuple):
+    """The configuration of a training, and what to tell of how it came about."""
+
+    config: Config
+    notes: list[str]
+
+
 def configure_training(
     shared: Sequence[Layer], given: Sequence[Layer], trained: Literal["student", "teacher"]
-) -> Config:
+) -> Chosen:
     """The configuration of a training, its preset filled in below everything that is set.
 
     Without a preset and without a file of settings, few pictures of one's own get `small`. A run
@@ -32,31 +38,30 @@ def configure_training(
         UserError: as `srd.config.effects.configure`, or there are no pictures.
     """
     config = configure(shared, given, trained)
-    _tell_warmup(config, [*shared, *given])
     before = _recorded(config)
     settled = {key for layer in (*shared, *given) for key in flatten(layer.values)}
     if config.preset is None and not shared:
         choice = before.get("preset") if before is not None else _few(config)
         config = replace(config, preset=choice or None)
-    if config.preset != "small":
-        return _micro_batch_as_before(config, before, settled)
-    values = _for_data(config, trained, settled)
-    if before is not None and before.get("preset") == "small":
-        values = _as_before(values, flatten(before))
-    layer = Layer("--preset small", {"preset": "small", **values})
-    config = configure([layer, *shared], given, trained)
-    return _micro_batch_as_before(config, before, settled)
-
-
-def _tell_warmup(config: Config, layers: Sequence[Layer]) -> None:
-    """Say where the warm-up is not the one that was set, or the default."""
-    meant, now = read_config(layers).optim.warmup_epochs, config.optim.warmup_epochs
-    if now != meant and os.environ.get("RANK", "0") == "0":
-        print(
-            f"a warm-up of {meant:g} epochs is too long for {config.train.epochs}: {now:g} are taken, "
-            "the same share (--warmup-epochs)",
-            file=sys.stderr,
+    notes, layers = [], [*shared]
+    if config.preset == "small":
+        images = _count(config)
+        values = _for_data(config, trained, images, settled)
+        if before is not None and before.get("preset") == "small":
+            values = _as_before(values, flatten(before))
+        layers = [Layer("--preset small", {"preset": "small", **values}), *shared]
+        config = configure(layers, given, trained)
+        notes.append(
+            f"preset small: batch, epochs, learning rate and augmentation are made for {images} "
+            "pictures; --preset imagenet is the paper's recipe"
         )
+    meant, now = read_config([*layers, *given]).optim.warmup_epochs, config.optim.warmup_epochs
+    if now != meant:
+        notes.append(
+            f"a warm-up of {meant:g} epochs is too long for {config.train.epochs}: its share of "
+            f"the planned ones, {now:g}, is taken (--warmup-epochs)"
+        )
+    return Chosen(_micro_batch_as_before(config, before, settled), notes)
 
 
 def _micro_batch_as_before(
@@ -122,12 +127,12 @@ def _count(config: Config) -> int:
     return len(train)
 
 
-def _for_data(config: Config, trained: str, settled: set[str]) -> dict[str, Any]:
-    """What `small` says of the data and the machine of `config`."""
+def _for_data(config: Config, trained: str, images: int, settled: set[str]) -> dict[str, Any]:
+    """What `small` says of so many pictures and of the machine of `config`."""
     name = config.teacher.name if trained == "teacher" else config.model.name
     train = config.train
     return small(
-        _count(config),
+        images,
         choose_device(config.device).type,
         batch_size=train.batch_size if "train.batch_size" in settled else None,
         epochs=train.epochs if "train.epochs" in settled else None,

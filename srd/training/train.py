@@ -5,7 +5,7 @@ The one place that sees the whole configuration: every room gets its own section
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -51,8 +51,11 @@ from srd.training.teaching import check_teacher, measure_teacher
 Trained = Literal["student", "teacher"]
 
 
-def train(config: Config, trained: Trained = "student") -> None:
+def train(config: Config, trained: Trained = "student", notes: Sequence[str] = ()) -> None:
     """Train a student or a teacher, from its start or from where it was, and leave its folder.
+
+    Args:
+        notes: how the configuration came about, for the run's log.
 
     Raises:
         UserError: wrong input. Stopped: a signal came, and the run is saved. RunFailed: a loss is
@@ -102,7 +105,7 @@ def train(config: Config, trained: Trained = "student") -> None:
                     model=task.model,
                     teacher=teacher,
                     precision=precision,
-                    preset=config.preset,
+                    notes=notes,
                     memory=memory.line,
                 )
             )
@@ -187,7 +190,8 @@ def with_trained_teacher(config: Config, num_classes: int) -> Config:
         },
     }
     settings = read_yaml(path)
-    recipe = configure_training([Layer(str(path), settings), Layer("", here)], [], "teacher")
+    layers = [Layer(str(path), settings), Layer("", here)]
+    recipe, notes = configure_training(layers, [], "teacher")
     if settings.get("name") is None:
         raise UserError(f"{path} trains a teacher for others: it needs a `name`")
     folder = RunFolder(recipe.output, str(recipe.name))
@@ -195,7 +199,7 @@ def with_trained_teacher(config: Config, num_classes: int) -> Config:
         check_student(config, num_classes)
         if processes.is_main():
             print(f"first the teacher, once: {path} into {folder.path}")
-        train(recipe, "teacher")
+        train(recipe, "teacher", notes)
     checkpoint = str(folder.best if recipe.train.keep_best else folder.last)
     teacher = replace(config.teacher, name=recipe.teacher.name, checkpoint=checkpoint)
     return replace(config, teacher=teacher)

@@ -59,7 +59,7 @@ def test_defaults_are_the_papers() -> None:
     assert 256 <= defaults["train.batch_size"] <= 1024
 
 
-OURS = {"deit_tiny", "deit_small", "resnet18", "digits/deit", "digits/teacher"}
+OURS = {"own", "deit_tiny", "deit_small", "resnet18", "digits/deit", "digits/teacher"}
 TORCHDISTILLS = {"res3418", "digits/resnet", "digits/resnet_alone", "digits/resnet_teacher"}
 
 

@@ -66,11 +66,6 @@ def test_a_warm_up_that_is_long_for_the_run(tmp_path: Path, epochs: int, usual: 
         assert "more than half" in warnings[0] and f"--warmup-epochs {usual} is" in warnings[0]
 
 
-def test_a_warm_up_of_the_papers_share_is_told(tmp_path: Path) -> None:
-    told = lines(tmp_path, train__epochs=30, optim__warmup_epochs=2)
-    assert told[1].endswith("warm-up 2 epochs (their share in the paper, 20 of 300)")
-
-
 def test_a_disk_that_will_not_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for free, warned in ((400_000, False), (399_999, True)):
         monkeypatch.setattr("shutil.disk_usage", lambda place, free=free: Usage(0, 0, free))

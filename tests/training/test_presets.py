@@ -21,7 +21,7 @@ COUNTS = {f"{split}/{name}": 20 for split in ("train", "val") for name in ("cat"
 
 def configured(*shared: Layer, trained: Any = "student", **given: Any) -> Config:
     layers = [Layer(f"--{key}", nested(key.replace("__", "."), v)) for key, v in given.items()]
-    return configure_training(list(shared), layers, trained)
+    return configure_training(list(shared), layers, trained).config
 
 
 def test_few_pictures_get_small_unless_a_file_or_a_flag_says_otherwise(
@@ -100,3 +100,19 @@ def test_a_run_goes_on_as_it_began_whatever_the_machine(
     assert configured(**own, name="own", resume="none").train.epochs > 100
     last = str(tmp_path / "own" / "checkpoints" / "last.pth")
     assert configured(**own, name="other", resume=last).train.epochs == 1
+
+
+def test_a_warm_up_that_was_shortened_is_told() -> None:
+    digits = Layer("file", {"data": {"dataset": "digits"}, "optim": {"warmup_epochs": 9}})
+    for shared, epochs, told in (
+        ([], 10, "a warm-up of 20 epochs is too long for 10: its share of the planned ones, 0.67"),
+        (
+            [Layer("", {"train": {"epochs": 30}}), digits],
+            9,
+            "for 9: its share of the planned ones, 2.7",
+        ),
+    ):
+        given = [Layer("", {"data": {"dataset": "digits"}, "train": {"epochs": epochs}})]
+        (note,) = configure_training(shared, given, "student").notes
+        assert told in note
+    assert configure_training([digits], [], "student").notes == []
