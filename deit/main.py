@@ -47,9 +47,8 @@ def trained(flags: argparse.Namespace) -> Literal["student", "teacher"] | None:
     return "student" if flags.train_student else "teacher" if flags.train_teacher else None
 
 
-def configure(flags: argparse.Namespace) -> Any:
-    """Defaults, then the YAML file (or the evaluated run's own), then flags, then --set."""
-    from srd.config.effects import configure
+def layers_of(flags: argparse.Namespace) -> tuple[list[Any], list[Any]]:
+    """Settings of the YAML file (or the evaluated run's own); and of flags, then --set."""
     from srd.config.layers import Layer, nested, read_yaml, setting
     from srd.files.locate import recipe_file
     from srd.run.settings import own_settings
@@ -66,7 +65,14 @@ def configure(flags: argparse.Namespace) -> Any:
     if flags.compile:
         given.append(Layer("--compile", {"compile": True}))
     given += [Layer(f"--set {text}", setting(text)) for text in flags.set]
-    return configure(shared, given, trained(flags) or "evaluation")
+    return shared, given
+
+
+def configure(flags: argparse.Namespace) -> Any:
+    """Defaults, then the layers above, of which the last wins."""
+    from srd.config.effects import configure
+
+    return configure(*layers_of(flags), trained(flags) or "evaluation")
 
 
 def run(arguments: Sequence[str], prog: str = "deit/main.py") -> None:
@@ -78,9 +84,11 @@ def run(arguments: Sequence[str], prog: str = "deit/main.py") -> None:
     config = configure(flags)
     # torch and timm take seconds to import: mistakes in the command are told before
     if model:
+        from srd.training.presets import configure_training
         from srd.training.train import train
 
-        train(config, model)
+        config, notes = configure_training(*layers_of(flags), model)
+        train(config, model, notes)
     else:
         from srd.evaluation.of_checkpoint import evaluate_checkpoint
 

@@ -2,7 +2,8 @@
 
 MODEL is an exported folder, an ONNX file that was exported here, a run's folder, or a file of
 weights. IMAGE is a picture, a folder (searched recursively), or `-`: standard input, a picture or
-a list of files, one a line. Pictures that cannot be read are named, and the exit code is 2.
+a list of files, one a line. What is no picture in a folder is skipped, and counted. Pictures that cannot
+be read, and videos, are named; the others go on, and the exit code is 2.
 """
 
 from __future__ import annotations
@@ -55,8 +56,10 @@ def predict_all(flags: Any) -> None:
     from srd.export.predict import find_pictures, predict
 
     device = choose_device(flags.device)
-    pictures = find_pictures(flags.images, sys.stdin.buffer)
+    pictures, notes = find_pictures(flags.images, sys.stdin.buffer)
     classifier = open_model(Path(os.path.expanduser(flags.model)), device)
+    for note in notes:
+        print(printable(note), file=sys.stderr)
     broken = 0
     for prediction in predict(classifier, pictures, device, flags.top, flags.batch_size):
         if prediction.broken:

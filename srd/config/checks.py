@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from srd.config.fields import Config, Distill, Optim
+from srd.config.presets import warmup
 from srd.errors import UserError
 from srd.method.losses import LOSSES
 
@@ -21,6 +22,7 @@ def check(config: Config) -> None:
         if low > high:
             raise UserError(f"augment.{key} ({low}, {high}): the first must not exceed the second")
     check_schedule(config.optim)
+    check_warmup(config.optim, config.train.epochs)
     check_weights(config.distill)
 
 
@@ -47,6 +49,15 @@ def check_schedule(optim: Optim) -> None:
         )
     if optim.schedule == "step" and optim.min_lr != Optim.min_lr:
         raise UserError("optim.min_lr has no effect with optim.schedule=step: leave it out")
+
+
+def check_warmup(optim: Optim, epochs: int) -> None:
+    """Raise a UserError for a warm-up after which nothing is left of the run."""
+    if optim.warmup_epochs >= epochs:
+        raise UserError(
+            f"optim.warmup_epochs {optim.warmup_epochs:g} is as long as the run of {epochs} epochs, so "
+            f"the learning rate never arrives: --warmup-epochs {warmup(epochs):g} is usual"
+        )
 
 
 def check_weights(distill: Distill) -> None:

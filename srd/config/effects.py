@@ -13,6 +13,7 @@ from typing import Literal
 from srd.config.checks import check
 from srd.config.fields import Config, default_name, read_config
 from srd.config.layers import Layer, flatten
+from srd.config.presets import warmup
 from srd.errors import UserError, warn
 
 Doing = Literal["student", "teacher", "evaluation"]
@@ -25,7 +26,7 @@ IDLE: dict[Doing, tuple[str, ...]] = {
         "teacher.evaluate",
     ),
     "evaluation": (
-        "compile", "deterministic", "resume", "model.drop_path", "model.init", "augment.",
+        "preset", "compile", "deterministic", "resume", "model.drop_path", "model.init", "augment.",
         "optim.", "distill.", "teacher.recipe", "train.",
     ),
 }  # fmt: skip
@@ -57,7 +58,8 @@ def configure(shared: Sequence[Layer], given: Sequence[Layer], doing: Doing) -> 
     if doing == "evaluation":
         _tell(config, given)
         return config
-    config = _meant(config, {key for layer in given for key in flatten(layer.values)}, doing)
+    config = _meant(config, _keys(given), doing)
+    config = _warmed_up(config, shared, given)
     check(config)
     return replace(config, name=config.name or default_name(config, doing))
 
@@ -70,6 +72,26 @@ def _tell(config: Config, given: Sequence[Layer]) -> None:
                 warn(f"{source}: {key} has no effect in an evaluation")
             elif key.startswith(OF_TEACHER) and not config.teacher.evaluate:
                 warn(f"{source}: {key} has no effect in an evaluation without teacher.evaluate")
+
+
+def _keys(layers: Sequence[Layer]) -> set[str]:
+    return {key for layer in layers for key in flatten(layer.values)}
+
+
+def _warmed_up(config: Config, shared: Sequence[Layer], given: Sequence[Layer]) -> Config:
+    """`config` with a warm-up that leaves some of a run that was made shorter.
+
+    Where nobody set one, and the paper's 20 epochs would take more than half: its share of them. Where
+    a file did, and `--epochs` makes its run shorter than that: as large a share as the file's.
+    """
+    key, epochs, now = "optim.warmup_epochs", config.train.epochs, config.optim.warmup_epochs
+    if key in _keys(given):
+        return config
+    if key not in _keys(shared):
+        now = warmup(epochs) if 2 * now > epochs else now
+    elif now >= epochs and "train.epochs" in _keys(given):
+        now = round(now / read_config(shared).train.epochs * epochs, 2)
+    return replace(config, optim=replace(config.optim, warmup_epochs=now))
 
 
 def _meant(config: Config, by_hand: set[str], doing: Doing) -> Config:

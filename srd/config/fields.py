@@ -57,6 +57,7 @@ class Data:
     val_fraction: OpenFraction | None = None  # held out where there is no val/; None: a tenth
     image_column: str | None = None  # of datasets, where its types do not tell
     label_column: str | None = None
+    exif_orientation: bool | None = None  # turn pictures upright; None: all but ImageNet's
     images_per_class: Count | None = None  # train on the first n images of each class
     workers: Index = 8  # loader processes for each training process, at most one a core
     mean: Channels = IMAGENET_MEAN
@@ -167,6 +168,7 @@ class Train(Plan):
 
 @dataclass(config=STRICT)
 class Config:
+    preset: Literal["small", "imagenet"] | None = None  # None: small for few pictures of one's own
     seed: Seed = 0
     output: PathText = "runs"
     name: RunName | None = None  # of the run's folder; None: the model's
@@ -186,6 +188,7 @@ class Config:
 
 # Settings of the machine and of the telling, not of the recipe: a run may go on with other values.
 NOT_RECIPE = (
+    "preset",  # what it stands for is compared
     "output",
     "name",
     "device",

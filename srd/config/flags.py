@@ -5,6 +5,7 @@ from __future__ import annotations
 # name: (configuration field, help)
 FLAGS = {
     "model": ("model.name", "tiny, small, base, or any timm model"),
+    "preset": ("preset", "small (made for few pictures) or imagenet (the paper's recipe)"),
     "init": ("model.init", "weights to start from: pretrained, a timm tag, a file, a run, hf-hub:"),
     "image-size": ("model.image_size", "pixels, square"),
     "data-path": ("data.path", "folder with train/ and val/, a folder per class in each"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from srd.config.fields import Data
-from srd.data.image_source import Opened, Split, read_image
+from srd.data.image_source import Opened, Split, read_image, upright
+from srd.data.labels import turned
 from srd.errors import UserError
 
 SUFFIXES = (*IMG_EXTENSIONS, ".avif", ".gif", ".jfif")
@@ -20,6 +22,21 @@ SUFFIXES = (*IMG_EXTENSIONS, ".avif", ".gif", ".jfif")
 def is_picture(name: str) -> bool:
     """Whether a file is one by its name; hidden ones, macOS's `._a.jpg` too, are none."""
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+
+
+def by_suffix(names: Iterable[str]) -> str:
+    """How many files there are of each kind, by their names: "3 .txt, 1 hidden"."""
+    return _words(Counter(map(_kind, names)))
+
+
+def _kind(name: str) -> str:
+    return "hidden" if name.startswith(".") else Path(name).suffix.lower()
+
+
+def _words(kinds: Counter[str]) -> str:
+    counts = kinds.most_common(5)
+    more = ", ..." if len(kinds) > len(counts) else ""
+    return ", ".join(f"{n} {kind or 'without a suffix'}" for kind, n in counts) + more
 
 
 def open_folder(data: Data, training: bool) -> Opened:
@@ -34,13 +51,22 @@ def open_folder(data: Data, training: bool) -> Opened:
             "YAML file), or use --dataset digits, which needs no files"
         )
     root = Path(data.path).expanduser()
+    turn = data.exif_orientation
     if (root / "val").exists():
-        train = FolderImages(root, "train") if training else None
-        val = FolderImages(root, "val")
-        return Opened(train, val, [*(train.notes if train else ()), *val.notes])
+        train = FolderImages(root, "train", exif_orientation=turn) if training else None
+        val = FolderImages(root, "val", exif_orientation=turn)
+        return Opened(train, val, [*(train.notes if train else ()), *val.notes, _read(train, val)])
     alone = not (root / "train").exists() and _has_class_folders(root)
-    whole = FolderImages(root, None if alone else "train")
-    return Opened(whole, None, whole.notes)
+    whole = FolderImages(root, None if alone else "train", exif_orientation=turn)
+    return Opened(whole, None, [*whole.notes, _read(whole)])
+
+
+def _read(*splits: FolderImages | None) -> str:
+    """What is read, and how."""
+    opened = [split for split in splits if split is not None]
+    names = [split.name(i) for split in opened for i in range(len(split))]
+    way = "upright as EXIF says" if opened[0].upright else "as they are, whatever EXIF says"
+    return f"pictures: {by_suffix(names)}; read in RGB (3 channels), {way}"
 
 
 def _has_class_folders(root: Path) -> bool:
@@ -58,12 +84,15 @@ class FolderImages:
     Args:
         root: the folder that holds `train/` and `val/`.
         split: which of the two; None: the class folders are in `root` itself.
+        exif_orientation: whether to turn pictures upright; None: unless the classes are ImageNet's.
 
     Raises:
         UserError: nothing there, no classes, an empty class, or an unreadable folder.
     """
 
-    def __init__(self, root: str | Path, split: Split | None) -> None:
+    def __init__(
+        self, root: str | Path, split: Split | None, *, exif_orientation: bool | None = None
+    ) -> None:
         folder = Path(root).expanduser() / (split or "")
         self._left_out: Counter[str] = Counter()
         if not folder.is_dir():
@@ -81,6 +110,7 @@ class FolderImages:
             raise UserError(f"cannot read {folder}: {error.strerror or error}") from None
         self.classes, self._samples = images.classes, images.samples
         self.targets = np.array(images.targets, dtype=np.int64)
+        self.upright = turned(exif_orientation, self.classes)
         counts = np.bincount(self.targets, minlength=len(self.classes))
         if empty := [name for name, count in zip(self.classes, counts, strict=True) if count == 0]:
             raise UserError(
@@ -97,21 +127,18 @@ class FolderImages:
         name = Path(path).name
         if is_picture(name):
             return True
-        self._left_out["hidden" if name.startswith(".") else Path(path).suffix.lower()] += 1
+        self._left_out[_kind(name)] += 1
         return False
 
     def _suffixes(self) -> str:
-        counts = self._left_out.most_common(5)
-        more = ", ..." if len(self._left_out) > len(counts) else ""
-        words = [f"{n} {suffix or 'without a suffix'}" for suffix, n in counts]
-        return f"{', '.join(words)}{more} (pictures are {' '.join(SUFFIXES)})"
+        return f"{_words(self._left_out)} (pictures are {' '.join(SUFFIXES)})"
 
     def __len__(self) -> int:
         return len(self._samples)
 
     def load(self, index: int) -> tuple[Image.Image, int]:
         path, target = self._samples[index]
-        return read_image(path), target
+        return (read_image(path, upright) if self.upright else read_image(path)), target
 
     def name(self, index: int) -> str:
         return self._samples[index][0]

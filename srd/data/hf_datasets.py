@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from srd.config.fields import Data
-from srd.data.image_source import Opened, read_image
+from srd.data.image_source import Opened, read_image, upright
 from srd.errors import UserError
 from srd.files.locate import answers
 from srd.installed import need_extra
@@ -109,6 +109,7 @@ class HFImages:
         ]
         self._image = self._column(data.image_column, images, allowed=images, what="image")
         label = self._column(data.label_column, named, allowed=numbers, what="label")
+        self._upright = data.exif_orientation is not False
         self._mode = features[self._image].mode
         # encoded: decoding by the library would open whatever format Pillow knows, of any size
         encoded = datasets.Image(decode=False)
@@ -152,8 +153,8 @@ class HFImages:
 
     def _prepare(self, image: Image.Image) -> Image.Image:
         """As the library does: upright, and in the mode of its column."""
-        upright = ImageOps.exif_transpose(image)
-        return upright.convert(self._mode) if self._mode else upright
+        turned = upright(image) if self._upright else image
+        return turned.convert(self._mode) if self._mode else turned
 
     def name(self, index: int) -> str:
         return f"row {index} of {self._of}"

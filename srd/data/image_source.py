@@ -94,6 +94,31 @@ def read_image(
         raise OSError(f"damaged ({type(error).__name__})") from error
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """A picture turned as its EXIF says; as it is where that says nothing, or is damaged."""
+    try:
+        orientation = image.getexif().get(ORIENTATION)
+    except Exception:  # of damaged tags, Pillow raises whatever it meets
+        return image
+    if orientation not in TURNS:
+        return image
+    turned = image.transpose(TURNS[orientation])
+    turned.format = image.format
+    return turned
+
+
+ORIENTATION = 0x0112  # EXIF 2.32, 4.6.4 A: what the camera's sensor was turned by
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """A picture in RGB; one of 16 bits by its upper 8, which Pillow would cut off at 255.
 

@@ -42,6 +42,14 @@ def is_imagenet(names: Sequence[str] | None) -> bool:
     return names is not None and list(names) == _imagenet().label_names()
 
 
+def turned(exif_orientation: bool | None, names: Sequence[str] | None) -> bool:
+    """Whether pictures of these classes are turned upright (`data.exif_orientation`).
+
+    ImageNet's are not, unless it is asked for: so the published accuracies were measured.
+    """
+    return not is_imagenet(names) if exif_orientation is None else exif_orientation
+
+
 def readable(names: Sequence[str] | None, num_classes: int) -> list[str]:
     """A label for people for every class: synsets in words, other names as they are."""
     if names is None:

@@ -51,8 +51,10 @@ def open_splits(data: Data, *, training: bool) -> Splits:
             f"data.dataset {data.dataset!r} is unknown{nearest(data.dataset, SOURCES)}: one of "
             f"{', '.join(SOURCES)}"
         )
-    for name in ("image_column", "label_column"):
-        if data.dataset != "datasets" and getattr(data, name) is not None:
+    read_by = {"image_column": ["datasets"], "label_column": ["datasets"]}
+    read_by["exif_orientation"] = ["datasets", "imagefolder"]
+    for name, sources in read_by.items():
+        if data.dataset not in sources and getattr(data, name) is not None:
             raise UserError(
                 f"data.{name} has no effect with --dataset {data.dataset}: leave it out"
             )

@@ -10,7 +10,7 @@ from typing import Any
 
 import timm
 
-from srd.data.labels import class_names, readable
+from srd.data.labels import class_names, readable, turned
 from srd.data.preprocess import Preprocessing
 from srd.errors import UserError
 from srd.export.layout import CONFIG
@@ -57,6 +57,15 @@ class Description:
     def labels(self) -> list[str]:
         """A label for people for every class."""
         return readable(self.label_names, self.num_classes)
+
+    @property
+    def turned(self) -> bool:
+        """Whether its run turned pictures upright; not where that is not known."""
+        data = self.settings.get("data")
+        if not isinstance(data, Mapping) or "exif_orientation" not in data:
+            return False
+        given = data["exif_orientation"]
+        return turned(given if isinstance(given, bool) else None, self.label_names)
 
     @property
     def model_args(self) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from typing import BinaryIO, NamedTuple
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from srd.data.batches import EvalBatches
-from srd.data.image_source import open_image, read_image
+from srd.data.folder_images import SUFFIXES, by_suffix, is_picture
+from srd.data.image_source import open_image, read_image, upright
 from srd.data.loader import make_loader
 from srd.data.views import BROKEN_IMAGE, SeededViews
 from srd.errors import UserError
@@ -24,6 +24,8 @@ from srd.files.limits import LIMITS
 from srd.printable import printable
 
 STDIN = "-"
+VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".wmv", ".flv", ".mpg", ".mpeg", ".3gp")
+NO_VIDEO = "a video: save the frames that you mean as pictures, and name those"
 
 
 class Picture(NamedTuple):
@@ -69,58 +71,78 @@ class Pictures:
 
     classes: list[str] = []  # noqa: RUF012 (nobody adds to it)
 
-    def __init__(self, pictures: Sequence[Picture]) -> None:
-        self.pictures = pictures
+    def __init__(self, pictures: Sequence[Picture], turn: bool = False) -> None:
+        self.pictures, self.turn = pictures, turn
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def load(self, index: int) -> tuple[Image.Image, int]:
         name, content = self.pictures[index]
-        return read_image(name if content is None else io.BytesIO(content)), index
+        if content is None and name.lower().endswith(VIDEOS):
+            raise OSError(NO_VIDEO)
+        if content is None and os.path.isdir(name):
+            raise OSError(f"no pictures in it: looked for {', '.join(SUFFIXES)}")
+        file = name if content is None else io.BytesIO(content)
+        return (read_image(file, upright) if self.turn else read_image(file)), index
 
     def name(self, index: int) -> str:
         return self.pictures[index].name
 
 
-def find_pictures(arguments: Iterable[str], stdin: BinaryIO) -> list[Picture]:
+class Found(NamedTuple):
+    """What is to be looked at, and what to tell of it."""
+
+    pictures: list[Picture]
+    notes: list[str]
+
+
+def find_pictures(arguments: Iterable[str], stdin: BinaryIO) -> Found:
     """Pictures by name, those in folders (recursively, sorted), and what `-` brings.
 
     Standard input is one picture where it starts like one, else a list of files and folders, one a
-    line. Files that are named are taken as they are, whatever their suffix.
+    line. Files that are named are taken as they are, whatever their suffix; in folders, what is no
+    picture by its name is skipped, and counted in the notes. A folder without pictures stands for itself:
+    it cannot be read.
 
     Raises:
-        UserError: nothing at all, a folder without pictures, or standard input that is neither.
+        UserError: nothing at all, only folders without pictures, or standard input that is neither.
     """
     pictures: list[Picture] = []
+    notes: list[str] = []
     for argument in arguments:
-        pictures += _from_stdin(stdin) if argument == STDIN else _named(argument)
+        found = _from_stdin(stdin) if argument == STDIN else _named(argument)
+        pictures += found.pictures
+        notes += found.notes
     if not pictures:
         raise UserError("no pictures: name files or folders, or - for standard input")
-    return pictures
+    if all(picture.content is None and os.path.isdir(picture.name) for picture in pictures):
+        raise UserError(f"no pictures in {pictures[0].name}: looked for {', '.join(SUFFIXES)}")
+    return Found(pictures, notes)
 
 
-def _named(name: str) -> list[Picture]:
+def _named(name: str) -> Found:
     if not os.path.isdir(name):
-        return [Picture(name)]
-    files = sorted(
-        p for p in Path(name).rglob("*") if p.suffix.lower() in IMG_EXTENSIONS and p.is_file()
-    )
-    if not files:
-        raise UserError(f"no pictures in {name}: looked for {', '.join(IMG_EXTENSIONS)}")
-    return [Picture(str(file)) for file in files]
+        return Found([Picture(name)], [])
+    files = sorted(path for path in Path(name).rglob("*") if path.is_file())
+    pictures = [Picture(str(file)) for file in files if is_picture(file.name)]
+    others = [file.name for file in files if not is_picture(file.name)]
+    video = "; videos are not read" if any(n.lower().endswith(VIDEOS) for n in others) else ""
+    notes = [f"skipped in {name}: {by_suffix(others)}{video}"] if others else []
+    return Found(pictures or [Picture(name)], notes)
 
 
-def _from_stdin(stdin: BinaryIO) -> list[Picture]:
+def _from_stdin(stdin: BinaryIO) -> Found:
     content = stdin.read(LIMITS.picture_bytes + 1)
     if len(content) > LIMITS.picture_bytes:
         raise UserError(f"standard input brings more than {LIMITS.picture_bytes >> 20} MiB")
     if _is_picture(content):
-        return [Picture("standard input", content)]
+        return Found([Picture("standard input", content)], [])
     if b"\0" in content:
         raise UserError("standard input is neither a picture nor a list of files, one a line")
     lines = [os.fsdecode(line.rstrip(b"\r")) for line in content.split(b"\n")]
-    return [picture for line in lines if line for picture in _named(line)]
+    named = [_named(line) for line in lines if line]
+    return Found([p for f in named for p in f.pictures], [n for f in named for n in f.notes])
 
 
 def _is_picture(content: bytes) -> bool:
@@ -148,9 +170,11 @@ def predict(
         top: classes for each picture, at most as many as there are.
     """
     description = classifier.description
-    views = SeededViews(
-        Pictures(pictures), description.preprocessing.transform(), seed=0, substitute=False
+    source, transform = (
+        Pictures(pictures, description.turned),
+        description.preprocessing.transform(),
     )
+    views = SeededViews(source, transform, seed=0, substitute=False)
     batches = EvalBatches(len(pictures), batch_size)
     workers = 0 if len(pictures) <= batch_size else os.cpu_count() or 1
     for indices, batch in zip(batches, make_loader(views, batches, workers, False), strict=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -45,16 +47,33 @@ def of_black_image(network: nn.Module, image_size: int) -> Output:
 
     It is left as it was: no mode changes, no running statistics, no random numbers are drawn.
     """
-    modes = [(module, module.training) for module in network.modules()]
+    with unchanged(network, training=False):
+        return network(black_images(network, 1, image_size))
+
+
+def black_images(network: nn.Module, count: int, image_size: int) -> Tensor:
+    """Images (count, 3, image_size, image_size) of the type and on the device of `network`."""
     like = next(chain(network.parameters(), network.buffers()))
-    black = torch.zeros(1, 3, image_size, image_size, dtype=like.dtype, device=like.device)
+    return torch.zeros(count, 3, image_size, image_size, dtype=like.dtype, device=like.device)
+
+
+@contextmanager
+def unchanged(network: nn.Module, *, training: bool) -> Iterator[None]:
+    """Inside, `network` is in training or in evaluation mode; it leaves no trace: no mode, no running
+    statistics, no random number drawn."""
+    modes = [(module, module.training) for module in network.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()] if training else []
+    like = next(chain(network.parameters(), network.buffers()))
     try:
-        network.eval()
+        network.train(training)
         with torch.random.fork_rng([like.device] if like.is_cuda else []):
-            return network(black)
+            yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for module, mode in modes:
+            module.training = mode
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
 
 
 def width(network: nn.Module, reads: Representation, *, image_size: int, role: str) -> int:

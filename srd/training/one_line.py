@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from srd.config.effects import configure
 from srd.config.flags import FLAGS
 from srd.config.layers import Layer, nested, read_yaml
 from srd.errors import UserError, nearest
 from srd.files.locate import recipe_file
 from srd.run.folder import RunFolder
 from srd.streams import lasting
+from srd.training.presets import configure_training
 from srd.training.train import Trained
 from srd.training.train import train as train_configured
 
@@ -53,7 +53,7 @@ def train(
             given.append(Layer(f"{name}=", nested(fields[name], plain)))
     for dotted, value in (settings or {}).items():
         given.append(Layer(f"settings[{dotted!r}]", nested(dotted, value)))
-    built = configure(shared, given, trained)
+    built, notes = configure_training(shared, given, trained)
     with lasting():  # the training outlasts a notebook's output
-        train_configured(built, trained)
+        train_configured(built, trained, notes)
     return RunFolder(built.output, str(built.name)).path

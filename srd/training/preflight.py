@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from torch import nn
 
 from srd.config.fields import Optim, Plan
+from srd.config.presets import warmup
 from srd.data.inputs import Inputs
 from srd.device import Precision
 from srd.distributed import processes
@@ -27,12 +28,16 @@ def preflight(
     model: nn.Module,
     teacher: LoadedTeacher | None,
     precision: Precision,
+    notes: Sequence[str] = (),
+    memory: str | None = None,
 ) -> Iterator[str]:
     """The lines: data, student, teacher, updates, learning rate, disk.
 
     Args:
         output: the folder that the run's own is made in.
         name: of what is trained, and `model`: it.
+        notes: how the configuration came about.
+        memory: what is needed and what is there.
     """
     parameters = sum(p.numel() for p in model.parameters())
     yield from inputs.notes
@@ -46,7 +51,10 @@ def preflight(
         yield f"teacher {teacher.name} from {teacher.source}{digest}"
         yield from teacher.notes
     assert inputs.train_batches is not None
+    yield from notes
     yield from _updates(plan, optim, inputs.train_images, len(inputs.train_batches))
+    if memory:
+        yield memory
     yield from _disk(Path(output).expanduser(), plan, 4 * parameters)
 
 
@@ -60,10 +68,9 @@ def _updates(plan: Plan, optim: Optim, images: int, steps: int) -> Iterator[str]
         f"{optim.warmup_epochs:g} epochs"
     )
     if optim.warmup_epochs > plan.epochs / 2:
-        share = "all" if optim.warmup_epochs >= plan.epochs else "more than half"
         yield (
-            f"warning: the warm-up takes {share} of the {plan.epochs} epochs, so the learning rate "
-            f"hardly arrives: --warmup-epochs {plan.epochs // 20} is usual"
+            f"warning: the warm-up takes more than half of the {plan.epochs} epochs, so the learning "
+            f"rate hardly arrives: --warmup-epochs {warmup(plan.epochs):g} is usual"
         )
 
 

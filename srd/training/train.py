@@ -5,7 +5,7 @@ The one place that sees the whole configuration: every room gets its own section
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -13,7 +13,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from srd.config.checks import check
 from srd.config.fields import (
     NOT_RECIPE,
     Config,
@@ -41,8 +40,10 @@ from srd.models.students import open_student
 from srd.models.teacher import LoadedTeacher, Normalization, open_teacher
 from srd.run.folder import RunFolder
 from srd.training.loop import Loop, TrainData
+from srd.training.memory import fit_training
 from srd.training.optim import check_optimizer, create_optimizer, create_schedule
 from srd.training.preflight import preflight
+from srd.training.presets import configure_training
 from srd.training.session import Identity, Session, open_session
 from srd.training.task import DistillationTask
 from srd.training.teaching import check_teacher, measure_teacher
@@ -50,8 +51,11 @@ from srd.training.teaching import check_teacher, measure_teacher
 Trained = Literal["student", "teacher"]
 
 
-def train(config: Config, trained: Trained = "student") -> None:
+def train(config: Config, trained: Trained = "student", notes: Sequence[str] = ()) -> None:
     """Train a student or a teacher, from its start or from where it was, and leave its folder.
+
+    Args:
+        notes: how the configuration came about, for the run's log.
 
     Raises:
         UserError: wrong input. Stopped: a signal came, and the run is saved. RunFailed: a loss is
@@ -71,6 +75,16 @@ def train(config: Config, trained: Trained = "student") -> None:
         folder = RunFolder(config.output, config.name or default_name(config, trained))
         goes_on = config.resume == "auto" and folder.has_checkpoints()
         started = None if goes_on else start(config, trained, task, inputs.num_classes)
+        memory = fit_training(
+            task,
+            teacher.model if teacher else None,
+            train=config.train,
+            data=config.data,
+            image_size=config.model.image_size,
+            begins=not goes_on,
+        )
+        if memory.micro_batch and not goes_on:
+            config = replace(config, train=replace(config.train, micro_batch=memory.micro_batch))
         with open_session(
             folder,
             identify(config, trained, inputs, teacher),
@@ -91,6 +105,8 @@ def train(config: Config, trained: Trained = "student") -> None:
                     model=task.model,
                     teacher=teacher,
                     precision=precision,
+                    notes=notes,
+                    memory=memory.line,
                 )
             )
             if session.state is None and started:
@@ -173,16 +189,17 @@ def with_trained_teacher(config: Config, num_classes: int) -> Config:
             "val_fraction": config.data.val_fraction,  # it must not see the student's
         },
     }
-    recipe = read_config([Layer(str(path), read_yaml(path)), Layer("", here)])
-    check(recipe)
-    if recipe.name is None:
+    settings = read_yaml(path)
+    layers = [Layer(str(path), settings), Layer("", here)]
+    recipe, notes = configure_training(layers, [], "teacher")
+    if settings.get("name") is None:
         raise UserError(f"{path} trains a teacher for others: it needs a `name`")
-    folder = RunFolder(recipe.output, recipe.name)
+    folder = RunFolder(recipe.output, str(recipe.name))
     if folder.finished() is None:
         check_student(config, num_classes)
         if processes.is_main():
             print(f"first the teacher, once: {path} into {folder.path}")
-        train(recipe, "teacher")
+        train(recipe, "teacher", notes)
     checkpoint = str(folder.best if recipe.train.keep_best else folder.last)
     teacher = replace(config.teacher, name=recipe.teacher.name, checkpoint=checkpoint)
     return replace(config, teacher=teacher)

@@ -95,3 +95,30 @@ def test_what_an_evaluation_does_not_read_is_told(
     measured = Layer("--set", {"teacher": {"evaluate": True}})
     configure([], [measured, *(given if "teacher" in key else ())], "evaluation")
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(300, 20), (40, 20), (39, 2.6), (10, 0.67)])
+def test_a_warm_up_that_nobody_set_leaves_half_the_run(epochs: int, expected: float) -> None:
+    given = [Layer("--epochs", {"train": {"epochs": epochs}})]
+    for layers in ((given, []), ([], given)):
+        assert configure(*layers, "student").optim.warmup_epochs == expected
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_warm_up_that_was_set_stays_and_must_be_shorter_than_the_run(place: int) -> None:
+    def warmed(warmup: float) -> float:
+        layers: list[list[Layer]] = [[Layer("file", {"train": {"epochs": 10}})], []]
+        layers[place].append(Layer("", {"optim": {"warmup_epochs": warmup}}))
+        return configure(*layers, "student").optim.warmup_epochs
+
+    assert warmed(9.5) == 9.5
+    for warmup in (10, 11):
+        with pytest.raises(UserError, match=r"as the run of 10 epochs.*--warmup-epochs 0\.67"):
+            warmed(warmup)
+
+
+def test_a_files_warm_up_keeps_its_share_of_a_run_that_flags_make_shorter() -> None:
+    file = [Layer("file", {"optim": {"warmup_epochs": 80}, "train": {"epochs": 100}})]
+    for epochs, expected in ((81, 80), (80, 64), (5, 4)):
+        given = [Layer("--epochs", {"train": {"epochs": epochs}})]
+        assert configure(file, given, "student").optim.warmup_epochs == expected

@@ -59,7 +59,7 @@ def test_defaults_are_the_papers() -> None:
     assert 256 <= defaults["train.batch_size"] <= 1024
 
 
-OURS = {"deit_tiny", "deit_small", "resnet18", "digits/deit", "digits/teacher"}
+OURS = {"own", "deit_tiny", "deit_small", "resnet18", "digits/deit", "digits/teacher"}
 TORCHDISTILLS = {"res3418", "digits/resnet", "digits/resnet_alone", "digits/resnet_teacher"}
 
 
@@ -151,7 +151,7 @@ FLAGS = {
     "--output": ("output", "/out"),
     "--name": ("name", "mine"),
     "--batch-size": ("train.batch_size", 64),
-    "--epochs": ("train.epochs", 3),
+    "--epochs": ("train.epochs", 100),
     "--lr": ("optim.lr", 0.25),
     "--warmup-epochs": ("optim.warmup_epochs", 2.5),
     "--seed": ("seed", 5),

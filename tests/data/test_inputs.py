@@ -79,7 +79,7 @@ def test_the_held_out_images_are_the_same_for_every_seed(tmp_path: Path, make_jp
     images = make_jpegs(tmp_path, {"train/a": 9, "train/b": 8})
     data = Data(path=str(images), workers=0)
     teacher, student, judge = opened(data, True), opened(data, True, seed=1), opened(data, False)
-    assert teacher.train_images == 15 and len(teacher.notes) == 1
+    assert teacher.train_images == 15 and len(teacher.notes) == 2
     batches = [next(iter(inputs.val)) for inputs in (teacher, student, judge)]
     assert all(torch.equal(batch.images, batches[0].images) for batch in batches)
     assert [len(batch.targets) for batch in batches] == [2, 2, 2]

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from srd.data.image_source import FORMATS, open_image, read_image
+from srd.config.fields import Data
+from srd.data.folder_images import FolderImages, open_folder
+from srd.data.image_source import FORMATS, ORIENTATION, open_image, read_image, upright
 from srd.data.preprocess import Preprocessing
 from srd.data.views import BROKEN_IMAGE, SeededViews
+from srd.errors import UserError
 
 
 def png(width: int, height: int, rows: int = 1) -> bytes:
@@ -141,3 +144,54 @@ def test_a_webp_picture_takes_more_memory_and_may_have_half_the_pixels() -> None
         else:
             with pytest.raises(ValueError, match="more than 44,739,242 are not read"):
                 open_image(file)
+
+
+def turned_file(path: Path, orientation: int | None, mode: str = "RGB") -> np.ndarray:
+    """A picture that is upright once it is turned by its EXIF; returns its upright pixels."""
+    pixels = np.arange(6 * 4, dtype=np.uint16).reshape(6, 4) * 2560  # no symmetry
+    if mode == "RGB":
+        pixels = np.stack([(pixels >> 8).astype(np.uint8)] * 3, axis=-1)
+    image = Image.fromarray(pixels)
+    tags = Image.Exif()
+    if orientation:
+        tags[ORIENTATION] = orientation
+    image.save(path, exif=tags)
+    by_pillow = ImageOps.exif_transpose(Image.open(path))
+    return np.asarray(by_pillow.convert("RGB")) if mode == "RGB" else np.asarray(by_pillow) >> 8
+
+
+@pytest.mark.parametrize("mode", ["RGB", "I;16"])
+@pytest.mark.parametrize("orientation", [None, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+def test_pictures_are_turned_as_pillow_turns_them(
+    tmp_path: Path, orientation: int | None, mode: str
+) -> None:
+    expected = turned_file(tmp_path / "x.png", orientation, mode)
+    found = np.asarray(read_image(tmp_path / "x.png", upright))
+    assert np.array_equal(found if mode == "RGB" else found[..., 0], expected)
+
+
+def test_folders_are_turned_unless_their_classes_are_imagenets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        turned_file(tmp_path / "val" / name / "x.png", 6)
+
+    def size(exif_orientation: bool | None) -> tuple[int, int]:
+        source = FolderImages(tmp_path, "val", exif_orientation=exif_orientation)
+        return source.load(0)[0].size
+
+    assert (size(None), size(True), size(False)) == ((6, 4), (6, 4), (4, 6))
+    monkeypatch.setattr("srd.data.labels._imagenet", lambda: Synsets)
+    assert (size(None), size(True), size(False)) == ((4, 6), (6, 4), (4, 6))
+    data = Data(path=str(tmp_path), exif_orientation=True)
+    with pytest.raises(UserError, match="no images at"):
+        open_folder(data, True)
+    (told,) = open_folder(data, False).notes
+    assert told == "pictures: 2 .png; read in RGB (3 channels), upright as EXIF says"
+
+
+class Synsets:
+    @staticmethod
+    def label_names() -> list[str]:
+        return ["cat", "dog"]

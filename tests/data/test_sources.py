@@ -65,7 +65,7 @@ def test_without_a_validation_split_a_tenth_of_every_class_is_held_out(
     assert np.bincount(val.targets).tolist() == [2, 1, 1] and len(train) == 29
     names = [{source.name(i) for i in range(len(source))} for source in (train, val)]
     assert not names[0] & names[1] and len(names[0] | names[1]) == 33
-    assert "4 of 33 images are held out" in notes[0]
+    assert "4 of 33 images are held out" in notes[1]
     alone = open_splits(data, training=False)
     assert alone.train is None
     assert {alone.val.name(i) for i in range(len(alone.val))} == names[1]

@@ -166,6 +166,7 @@ def cut_short(folder: Path) -> None:
         settings = yaml.safe_load(text)
         settings["data"]["images_per_class"] = 2
         settings["train"] |= {"batch_size": 10, "epochs": 1}
+        settings["optim"]["warmup_epochs"] = 0
         if "recipe" in settings["teacher"]:
             settings["teacher"]["recipe"] = str(folder / settings["teacher"]["recipe"])
         path.write_text(yaml.safe_dump(settings))

@@ -34,6 +34,16 @@ def config(**changes: Any) -> dict[str, Any]:
     return described
 
 
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [(None, False), ({}, False), ({"exif_orientation": None}, True),
+     ({"exif_orientation": False}, False), ({"exif_orientation": True}, True)],
+)  # fmt: skip
+def test_pictures_are_turned_as_the_run_turned_them(data: Any, expected: bool) -> None:
+    settings = {} if data is None else {"data": data}
+    assert Description(NETWORK, 1, label_names=("a",), settings=settings).turned == expected
+
+
 def test_what_is_written_is_read() -> None:
     described = parse_description(json.dumps(config()), Path("x"))
     assert described.to_config() == config() and described.labels == ["a", "b", "c"]

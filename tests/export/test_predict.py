@@ -46,8 +46,26 @@ def test_folders_are_searched_recursively(
 ) -> None:
     folder = pictures[0].parent
     (folder / "notes.txt").write_text("not a picture")
+    (folder / "clip.mp4").write_bytes(b"\0")
     done = predicting(deit_folder, folder, "--json", "--device=cpu")
     assert done.code == 0 and images_in(done.out) == sorted(str(path) for path in pictures)
+    told = done.err.splitlines()
+    assert len(told) == 1 and told[0].startswith(f"skipped in {folder}: ")
+    assert "1 .txt" in told[0] and "1 .mp4" in told[0] and told[0].endswith("videos are not read")
+
+
+def test_a_video_and_a_folder_without_pictures_stop_nobody(
+    predicting: Command, deit_folder: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (tmp_path / "clip.MOV").write_bytes(b"\0")
+    given = (tmp_path / "clip.MOV", empty, pictures[0])
+    done = predicting(deit_folder, *given, "--json", "--device=cpu")
+    assert done.code == 2 and images_in(done.out) == [str(pictures[0])]
+    told = done.err.splitlines()
+    assert "clip.MOV (a video: save the frames" in told[0] and "no pictures in it" in told[1]
+    assert "2 of 3" in told[2] and len(told) == 3
 
 
 def test_many_pictures_come_in_order_from_several_workers(

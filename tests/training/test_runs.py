@@ -228,7 +228,7 @@ def test_a_teacher_with_a_recipe_is_trained_first_once(
 ) -> None:
     settings = json.loads(recipe.read_text()) | {"name": "small_teacher"}
     settings["teacher"] = {"name": "test_byobnet"}
-    settings["train"]["epochs"] = 1
+    settings["train"]["epochs"], settings["optim"]["warmup_epochs"] = 1, 0
     (tmp_path / "teacher.yaml").write_text(json.dumps(settings))
     settings["teacher"]["recipe"] = str(tmp_path / "teacher.yaml")
     (tmp_path / "student.yaml").write_text(json.dumps(settings | {"name": "student"}))
