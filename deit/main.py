@@ -38,6 +38,9 @@ def make_parser(prog: str = "deit/main.py") -> Parser:
         spellings = dict.fromkeys([f"--{name}", f"--{name.replace('-', '_')}"])
         parser.add_argument(*spellings, dest=field, metavar=name.upper(), help=text)
     parser.add_argument("--compile", action="store_true", help="torch.compile the models")
+    parser.add_argument(
+        "--extend", action="store_true", help="go on with a run under other settings"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any field")
     return parser
 
@@ -63,8 +66,9 @@ def configure(flags: argparse.Namespace) -> Any:
     for name, (field, _) in FLAGS.items():
         if (value := getattr(flags, field)) is not None:
             given.append(Layer(f"--{name}", nested(field, value)))
-    if flags.compile:
-        given.append(Layer("--compile", {"compile": True}))
+    for name in ("compile", "extend"):
+        if getattr(flags, name):
+            given.append(Layer(f"--{name}", {name: True}))
     given += [Layer(f"--set {text}", setting(text)) for text in flags.set]
     return configure(shared, given, trained(flags) or "evaluation")
 

@@ -21,6 +21,7 @@ def check(config: Config) -> None:
         if low > high:
             raise UserError(f"augment.{key} ({low}, {high}): the first must not exceed the second")
     check_schedule(config.optim)
+    check_average("train", config.train.ema_decay, config.train.ema_warmup)
     check_weights(config.distill)
 
 
@@ -28,6 +29,14 @@ def check_batch_size(name: str, size: int) -> None:
     """Raise a UserError for a batch too small for statistics of it; `name` is the setting's."""
     if size < 2:
         raise UserError(f"{name} {size} has no batch statistics: use at least 2")
+
+
+def check_average(section: str, decay: float | None, warmup: bool) -> None:
+    """Raise a UserError for a warm-up of a moving average that is off."""
+    if warmup and decay is None:
+        raise UserError(
+            f"{section}.ema_warmup has no effect without {section}.ema_decay, such as 0.9998"
+        )
 
 
 def check_schedule(optim: Optim) -> None:

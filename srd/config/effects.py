@@ -24,7 +24,7 @@ IDLE: dict[Doing, tuple[str, ...]] = {
         "teacher.evaluate",
     ),
     "evaluation": (
-        "compile", "deterministic", "resume", "model.drop_path", "model.init", "augment.",
+        "compile", "deterministic", "resume", "extend", "model.drop_path", "model.init", "augment.",
         "optim.", "distill.", "teacher.recipe", "train.",
     ),
 }  # fmt: skip

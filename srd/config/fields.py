@@ -157,6 +157,8 @@ class Plan(Saving):
 
     batch_size: Count = 256  # the effective one, over all processes
     epochs: Count = 300
+    ema_decay: OpenFraction | None = None  # of a moving average of the student; None: no average
+    ema_warmup: bool = False  # the decay rises to it, for runs of a few thousand updates
 
 
 @dataclass(config=STRICT)
@@ -175,6 +177,7 @@ class Config:
     compile: bool = False
     deterministic: bool = False  # the same bits on a GPU too, at a cost in speed
     resume: PathText = "auto"
+    extend: bool = False  # go on with a run under other settings
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)
@@ -191,6 +194,7 @@ NOT_RECIPE = (
     "device",
     "compile",
     "resume",
+    "extend",
     "data.path",
     "data.workers",
     "data.skip_broken",

@@ -18,6 +18,7 @@ from srd.config.fields import (
     NOT_RECIPE,
     Config,
     Distill,
+    Plan,
     default_name,
     full_name,
     read_config,
@@ -39,6 +40,7 @@ from srd.models.initial import place_of, start_from
 from srd.models.outputs import width
 from srd.models.students import open_student
 from srd.models.teacher import LoadedTeacher, Normalization, open_teacher
+from srd.run.extension import Pace
 from srd.run.folder import RunFolder
 from srd.training.loop import Loop, TrainData
 from srd.training.optim import check_optimizer, create_optimizer, create_schedule
@@ -74,10 +76,11 @@ def train(config: Config, trained: Trained = "student") -> None:
         with open_session(
             folder,
             identify(config, trained, inputs, teacher),
-            settings=to_mapping(config),
+            settings=to_mapping(replace(config, extend=False)),
             not_recipe=NOT_RECIPE,
             resume=config.resume,
             upgrade=upgraded,
+            pace=pace_of(config.train, inputs) if config.extend else None,
         ) as session:
             if session is None:
                 return
@@ -117,6 +120,12 @@ def train(config: Config, trained: Trained = "student") -> None:
                     "seed": config.seed,
                 },
             )
+
+
+def pace_of(plan: Plan, inputs: Inputs) -> Pace:
+    """How long the run is."""
+    assert inputs.train_batches is not None
+    return Pace(plan.epochs, len(inputs.train_batches), plan.batch_size)
 
 
 def upgraded(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -280,16 +289,17 @@ def make_loop(
             return measure_on(inputs, task.model, precision, session.log, "evaluating", stop)
 
     optimizer = create_optimizer(task, optim, batch_size=plan.batch_size, device=precision.device)
+    schedule = create_schedule(
+        optimizer,
+        optim,
+        batch_size=plan.batch_size,
+        steps_per_epoch=len(inputs.train_batches),
+        epochs=plan.epochs,
+    )
     return Loop(
         task=task,
         optimizer=optimizer,
-        schedule=create_schedule(
-            optimizer,
-            optim,
-            batch_size=plan.batch_size,
-            steps_per_epoch=len(inputs.train_batches),
-            epochs=plan.epochs,
-        ),
+        schedule=schedule,
         plan=plan,
         seed=config.seed,
         clip_norm=optim.clip_norm,
@@ -300,6 +310,7 @@ def make_loop(
         log=session.log,
         settings=session.saved_with,
         start_epoch=lambda epoch: task.train(),
+        move_schedule=lambda epochs, steps: schedule.step_update(max(0, steps - 1)),
     )
 
 

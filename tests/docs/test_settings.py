@@ -27,5 +27,8 @@ def test_every_field_with_its_default() -> None:
 
 
 def test_every_flag() -> None:
-    flags = {field: f"--{name}" for name, (field, _) in FLAGS.items()} | {"compile": "--compile"}
+    flags = {field: f"--{name}" for name, (field, _) in FLAGS.items()} | {
+        "compile": "--compile",
+        "extend": "--extend",
+    }
     assert {field: flag for field, flag, _ in ROWS if flag} == flags

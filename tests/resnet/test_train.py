@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -256,3 +257,28 @@ def test_a_changed_recipe_is_not_resumed(
     assert command(srd_yaml) == 0
     assert command(srd_yaml.replace("num_epochs: 2", "num_epochs: 3")) == 2
     assert "train.num_epochs: 2 -> 3" in capsys.readouterr().err
+
+
+def test_a_run_is_extended_with_its_schedule_moved(
+    tmp_path: Path, srd_yaml: str, command: Command
+) -> None:
+    """More epochs and a sharper fall: the rates are those of such a run from its start."""
+    assert command(srd_yaml) == 0
+    epochs = re.search(r"num_epochs: (\d+)", srd_yaml)
+    assert epochs is not None
+    more = int(epochs[1]) + 1
+    changed = srd_yaml.replace(epochs[0], f"num_epochs: {more}")
+    changed = re.sub(r"gamma: [\d.]+", "gamma: 0.5", changed)
+    assert command(changed) == 2
+    assert command(changed, "--extend") == 0
+    assert command(changed, "--name", "whole") == 0
+    folder = tmp_path / "runs/run"
+    rows, whole = (
+        read_metrics(tmp_path / f"runs/{name}/metrics.jsonl", "step") for name in ("run", "whole")
+    )
+    assert [row["step"] for row in rows] == [row["step"] for row in whole]
+    assert rows[-1]["lr"] == whole[-1]["lr"]
+    [record] = json.loads((folder / "result.json").read_text())["extended"]
+    assert record["from_epoch"] == more - 1
+    assert any("num_epochs" in change for change in record["changed"])
+    assert "# extended in epoch" in (folder / "config.yaml").read_text()
