@@ -41,6 +41,9 @@ def make_parser(prog: str = "deit/main.py") -> Parser:
     parser.add_argument(
         "--extend", action="store_true", help="go on with a run under other settings"
     )
+    parser.add_argument(
+        "--slim", action="store_true", help="when it is done, remove the run's checkpoints"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any field")
     return parser
 
@@ -66,7 +69,7 @@ def configure(flags: argparse.Namespace) -> Any:
     for name, (field, _) in FLAGS.items():
         if (value := getattr(flags, field)) is not None:
             given.append(Layer(f"--{name}", nested(field, value)))
-    for name in ("compile", "extend"):
+    for name in ("compile", "extend", "slim"):
         if getattr(flags, name):
             given.append(Layer(f"--{name}", {name: True}))
     given += [Layer(f"--set {text}", setting(text)) for text in flags.set]

@@ -111,6 +111,7 @@ def train(
         config_text=recipe.text,
         copy_to=Path(options.run_log).expanduser() if options.run_log else None,
         pace=Pace(epochs, len(inputs.batches), plan.batch_size) if options.extend else None,
+        slim=options.slim,
     ) as session:
         if session is None:
             return

@@ -24,8 +24,8 @@ IDLE: dict[Doing, tuple[str, ...]] = {
         "teacher.evaluate",
     ),
     "evaluation": (
-        "compile", "deterministic", "resume", "extend", "model.drop_path", "model.init", "augment.",
-        "optim.", "distill.", "teacher.recipe", "train.",
+        "compile", "deterministic", "resume", "extend", "slim", "model.drop_path",
+        "model.init", "augment.", "optim.", "distill.", "teacher.recipe", "train.",
     ),
 }  # fmt: skip
 READ = ("train.batch_size",)  # of the sections above, by everything

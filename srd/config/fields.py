@@ -178,6 +178,7 @@ class Config:
     deterministic: bool = False  # the same bits on a GPU too, at a cost in speed
     resume: PathText = "auto"
     extend: bool = False  # go on with a run under other settings
+    slim: bool = False  # when it is done, keep what others need, and no checkpoints
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)
@@ -195,6 +196,7 @@ NOT_RECIPE = (
     "compile",
     "resume",
     "extend",
+    "slim",
     "data.path",
     "data.workers",
     "data.skip_broken",

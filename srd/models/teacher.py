@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from srd.config.fields import Teacher
 from srd.config.layers import Layer, build
 from srd.device import Precision
 from srd.errors import UserError
+from srd.files.limits import LIMITS
 from srd.files.locate import locate
+from srd.files.opened import Refused, read_small
 from srd.files.released import in_ckpts
 from srd.files.weights import load_claimed, weights_in
 from srd.models import timm_models
@@ -229,7 +232,18 @@ def _from_file(file: Path, name: str, num_classes: int, image_size: int) -> _Ope
     )
     what = f"{name} with {num_classes} classes"
     fit = load_fitting(model, weights_in(content, file), file, what)
-    return _Opened(model, read, str(file), digest, content, fit)
+    told = content if "config" in content else _told_by_run(file)
+    return _Opened(model, read, str(file), digest, told, fit)
+
+
+def _told_by_run(file: Path) -> dict[str, Any]:
+    """What the checkpoints of a run said, which keeps none, and its best student alone."""
+    try:
+        result = json.loads(read_small(file.parent / "result.json", LIMITS.description_bytes))
+    except (OSError, ValueError, RecursionError, Refused):
+        return {}
+    recipe = result.get("recipe") if isinstance(result, dict) else None
+    return {"config": recipe} if isinstance(recipe, dict) else {}
 
 
 def _from_hub(name: str, num_classes: int, image_size: int) -> _Opened:

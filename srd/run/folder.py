@@ -204,6 +204,19 @@ class RunFolder:
         self.check_there()
         write_text(self.result, json.dumps(values, indent=2) + "\n")
 
+    def make_slim(self) -> None:
+        """Remove the checkpoints; who goes on from the run's end needs them, and nobody else."""
+        self.check_there()
+        try:
+            shutil.rmtree(self.checkpoints)
+        except OSError as error:
+            raise RunFailed(f"cannot remove {self.checkpoints} ({error.strerror})") from error
+
+    def size(self, path: Path | None = None) -> int:
+        """Bytes of the files below the folder, or below `path`; one with two names counts once."""
+        files = [file.stat() for file in (path or self.path).rglob("*") if file.is_file()]
+        return sum({(f.st_dev, f.st_ino): f.st_size for f in files}.values())
+
     def read_result(self) -> dict[str, Any] | None:
         """What stands in `result.json`; None where there is no mapping."""
         try:

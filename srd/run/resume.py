@@ -75,6 +75,9 @@ def changes(
     return differences(saved, recipe, (*not_recipe, "identity.class_names"))
 
 
+SLIM = "recipe"  # of the result of a run whose checkpoints were removed: what they said of it
+
+
 class Start(NamedTuple):
     """Where a run starts.
 
@@ -163,12 +166,10 @@ class Resume:
             return Start(anew=True)
         named = None if self.resume in ("auto", "none") else Path(self.resume).expanduser()
         start = self.next({}) if self.again or named is None else Start()
-        if start.path is not None or named is None:
-            if only(start).path is None and self.pace is not None:
-                raise UserError(
-                    f"--extend: there is no run in {self.folder.path} to go on with (see --output and "
-                    "--name); leave it out to start one"
-                )
+        if start.path is not None:
+            return start
+        if named is None:
+            self.check_absent(start)
             return start
         if not os.path.isfile(named):  # unlike pathlib's, this never raises
             raise UserError(f"no checkpoint at {named}")
@@ -177,6 +178,32 @@ class Resume:
         except Misfit as misfit:
             raise cannot_resume(named, misfit) from None
         return Start(named, chosen=True, passed=start.passed)
+
+    def slim_result(self) -> dict[str, Any] | None:
+        """The result of the finished run in the folder, where its checkpoints were removed."""
+        result = self.folder.finished() or {}
+        return result if isinstance(result.get(SLIM), dict) else None
+
+    def check_absent(self, start: Start) -> None:
+        """Raise a UserError where no checkpoint is there to go on from, and one would have to be."""
+        only(start)
+        if (result := self.slim_result()) is not None:
+            outline = {"config": result[SLIM], "position": {"epoch": 0, "step": 0, "updates": 0}}
+            try:
+                changed = changes(outline, self.recipe, self.not_recipe, self.upgrade)
+            except Misfit as misfit:
+                raise UserError(f"{self.folder.result} is damaged ({misfit})") from None
+            if changed:
+                raise UserError(
+                    f"{self.folder.path} is slim: without checkpoints it cannot go on under other "
+                    f"settings ({'; '.join(changed[:5])}); use another --name, and --init "
+                    f"{self.folder.path} to start from its weights"
+                )
+        elif self.pace is not None:
+            raise UserError(
+                f"--extend: there is no run in {self.folder.path} to go on with (see --output and "
+                "--name); leave it out to start one"
+            )
 
     def next(self, unfit: Mapping[Path, str]) -> Start:
         """From the newest checkpoint in the folder, besides `unfit`, that is a run's."""
@@ -237,6 +264,10 @@ def open_run(
     search = Resume(folder, resume, {**settings, "identity": identity}, not_recipe, upgrade, pace)
     try:
         start = processes.from_main(search.first)
+        if start.path is None and not start.anew:
+            slim = processes.from_main(search.slim_result)
+            if slim is not None:
+                return Opened(None, [], slim)
         state = everywhere(start.path, search.load)
         changed = search.changed(state) if state is not None else ()
         finished = None if state is None or changed else processes.from_main(folder.finished)

@@ -16,7 +16,7 @@ from srd.streams import lasting
 from srd.training.train import Trained
 from srd.training.train import train as train_configured
 
-SHORT = {"student": "model.name", "data": "data.path", "extend": "extend"}
+SHORT = {"student": "model.name", "data": "data.path", "extend": "extend", "slim": "slim"}
 
 
 def train(

@@ -19,7 +19,7 @@ from srd.run.extension import Pace, as_comments, extend, images_trained, lines
 from srd.run.folder import RunFolder
 from srd.run.log import RunLog, clock
 from srd.run.provenance import provenance
-from srd.run.resume import Opened, instead, open_run
+from srd.run.resume import SLIM, Opened, instead, open_run
 from srd.run.state import MOST, Misfit
 from srd.training.fit import check_fits
 from srd.training.loop import Loop
@@ -51,6 +51,7 @@ class Session:
         settings: the resolved configuration, saved in every checkpoint.
         opened: where the run starts.
         config_text: what config.yaml holds.
+        slim: remove the checkpoints when the run is done.
     """
 
     folder: RunFolder
@@ -59,6 +60,7 @@ class Session:
     identity: Identity
     opened: Opened
     config_text: str  # of config.yaml
+    slim: bool
 
     @property
     def state(self) -> Mapping[str, Any] | None:
@@ -162,13 +164,23 @@ class Session:
                 "processes": processes.world_size(),
                 **provenance(),
                 **({"extended": loop.extended} if loop.extended else {}),
+                **({SLIM: self.saved_with} if self.slim else {}),
             }
         )
+        if self.slim:
+            self.folder.make_slim()
         self.log.info(
             f"done in {clock(position.seconds)}: acc1 {accuracy.acc1:.2f}, best "
             f"{position.best_acc1:.2f} in epoch {position.best_epoch + 1}; everything is in "
-            f"{self.folder.path}"
+            f"{self.folder.path} ({self.room()})"
         )
+
+    def room(self) -> str:
+        """What the folder takes, and what it could."""
+        mb = [self.folder.size(path) / 1e6 for path in (None, self.folder.checkpoints)]
+        if self.slim:
+            return f"{mb[0]:.1f} MB, without checkpoints"
+        return f"{mb[0]:.1f} MB, {mb[1]:.1f} of them checkpoints, which --slim removes"
 
 
 @contextmanager
@@ -183,6 +195,7 @@ def open_session(
     config_text: str | None = None,
     copy_to: Path | None = None,
     pace: Pace | None = None,
+    slim: bool = False,
 ) -> Iterator[Session | None]:
     """The run in `folder`, from its start or from where it was; None, and a word, if it is finished.
 
@@ -193,6 +206,7 @@ def open_session(
         config_text: what `config.yaml` shall hold instead of `settings`.
         copy_to: a second place for the lines of `log.txt`.
         pace: how long the run is, where it may go on under other settings (--extend).
+        slim: remove the checkpoints when the run is done, or has been before.
 
     Raises:
         UserError: as `open_run`, or the log cannot be written.
@@ -213,6 +227,10 @@ def open_session(
             if processes.is_main():
                 scores = f"acc1 {result['acc1']:.2f}, best {result['best_acc1']:.2f}"
                 print(f"already finished: {scores}; see {folder.path}")
+                if slim and opened.state is not None:
+                    folder.write_result({**result, SLIM: opened.state["config"]})
+                    folder.make_slim()
+                    print(f"without checkpoints, it takes {folder.size() / 1e6:.1f} MB")
             yield None
             return
         first = MOST if opened.changed else opened.updates  # rows are dropped when all fits
@@ -226,6 +244,7 @@ def open_session(
                 identity=identity,
                 opened=opened,
                 config_text=text,
+                slim=slim,
             )
         finally:
             log.close()

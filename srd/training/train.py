@@ -76,11 +76,12 @@ def train(config: Config, trained: Trained = "student") -> None:
         with open_session(
             folder,
             identify(config, trained, inputs, teacher),
-            settings=to_mapping(replace(config, extend=False)),
+            settings=to_mapping(replace(config, extend=False, slim=False)),
             not_recipe=NOT_RECIPE,
             resume=config.resume,
             upgrade=upgraded,
             pace=pace_of(config.train, inputs) if config.extend else None,
+            slim=config.slim,
         ) as session:
             if session is None:
                 return
@@ -192,7 +193,8 @@ def with_trained_teacher(config: Config, num_classes: int) -> Config:
         if processes.is_main():
             print(f"first the teacher, once: {path} into {folder.path}")
         train(recipe, "teacher")
-    checkpoint = str(folder.best if recipe.train.keep_best else folder.last)
+    file = folder.best if recipe.train.keep_best else folder.last
+    checkpoint = str(file if file.is_file() else folder.path)  # of a slim run
     teacher = replace(config.teacher, name=recipe.teacher.name, checkpoint=checkpoint)
     return replace(config, teacher=teacher)
 

@@ -30,5 +30,6 @@ def test_every_flag() -> None:
     flags = {field: f"--{name}" for name, (field, _) in FLAGS.items()} | {
         "compile": "--compile",
         "extend": "--extend",
+        "slim": "--slim",
     }
     assert {field: flag for field, flag, _ in ROWS if flag} == flags
