@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from srd.cli import Parser, parse_strictly
-from srd.config.flags import FLAGS
+from srd.config.flags import FLAGS, SWITCHES
 from srd.errors import UserError, exit_code
 
 
@@ -37,13 +37,8 @@ def make_parser(prog: str = "deit/main.py") -> Parser:
     for name, (field, text) in FLAGS.items():
         spellings = dict.fromkeys([f"--{name}", f"--{name.replace('-', '_')}"])
         parser.add_argument(*spellings, dest=field, metavar=name.upper(), help=text)
-    parser.add_argument("--compile", action="store_true", help="torch.compile the models")
-    parser.add_argument(
-        "--extend", action="store_true", help="go on with a run under other settings"
-    )
-    parser.add_argument(
-        "--slim", action="store_true", help="when it is done, remove the run's checkpoints"
-    )
+    for name, (_, text) in SWITCHES.items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any field")
     return parser
 
@@ -69,9 +64,9 @@ def configure(flags: argparse.Namespace) -> Any:
     for name, (field, _) in FLAGS.items():
         if (value := getattr(flags, field)) is not None:
             given.append(Layer(f"--{name}", nested(field, value)))
-    for name in ("compile", "extend", "slim"):
+    for name, (field, _) in SWITCHES.items():
         if getattr(flags, name):
-            given.append(Layer(f"--{name}", {name: True}))
+            given.append(Layer(f"--{name}", nested(field, True)))
     given += [Layer(f"--set {text}", setting(text)) for text in flags.set]
     return configure(shared, given, trained(flags) or "evaluation")
 

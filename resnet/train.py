@@ -22,7 +22,7 @@ from srd.data.guard import check_targets
 from srd.data.views import INIT, seeded
 from srd.device import Precision, choose_device, set_determinism
 from srd.distributed import batch_norm, processes
-from srd.evaluation.accuracy import Accuracy
+from srd.evaluation.accuracy import Accuracy, Measured
 from srd.files.checkpoint import save_state
 from srd.files.weights import load_into
 from srd.run.extension import Pace
@@ -177,8 +177,8 @@ def make_loop(
     def evaluate(stop: Any) -> Accuracy:
         return measure_model(models.student, val, precision, session.log, "evaluating", stop)
 
-    def end_epoch(accuracy: Accuracy | None) -> None:
-        box.post_epoch_process(metrics=accuracy.acc1 if accuracy else None)
+    def end_epoch(accuracy: Measured | None) -> None:
+        box.post_epoch_process(metrics=accuracy.score if accuracy else None)
 
     return Loop(
         task=task,

@@ -45,6 +45,7 @@ class Model:
     name: str = "tiny"  # tiny, small, base, or any timm model
     image_size: ImageSize = 224
     drop_path: Fraction = 0.0
+    freeze_backbone: bool = False  # only the head learns: a linear probe
     init: PathText | None = (
         None  # weights to start from: pretrained, a timm tag, a file, a run, hf-hub:
     )
@@ -55,6 +56,7 @@ class Data:
     dataset: str = "imagefolder"  # or digits, datasets (Hugging Face's), or a registered source
     path: PathText | None = None  # the folder with train/ and val/; of datasets also a Hub name
     val_fraction: OpenFraction | None = None  # held out where there is no val/; None: a tenth
+    unlabelled: bool = False  # pictures without classes, or whose classes are left unread
     image_column: str | None = None  # of datasets, where its types do not tell
     label_column: str | None = None
     images_per_class: Count | None = None  # train on the first n images of each class

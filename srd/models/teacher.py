@@ -149,12 +149,10 @@ def load_teacher(
         UserError: unknown model, missing or foreign file, wrong hash, no network, a size that it
             cannot read.
     """
-    name = PAPER_TEACHER if teacher.name == "regnety_160" else teacher.name
-    file: str | Path | None = teacher.checkpoint
-    if file is None and name == PAPER_TEACHER:
-        file = in_ckpts(PAPER_FILE)
+    name = full_teacher_name(teacher.name)
     find(name, role="teacher")  # an unknown name is told before a missing file
-    source = partial(_from_file, _weights_file(file)) if file else _from_hub
+    file = weights_of(teacher)
+    source = partial(_from_file, file) if file else _from_hub
     size = None
     try:
         opened, frozen = _open(source, teacher, name, num_classes, image_size, given)
@@ -172,6 +170,19 @@ def load_teacher(
         class_names=_class_names(opened.content),
         notes=tuple(_notes(opened.fit, name, num_classes, image_size, size)),
     )
+
+
+def full_teacher_name(name: str) -> str:
+    """With timm's tag, for the paper's."""
+    return PAPER_TEACHER if name == "regnety_160" else name
+
+
+def weights_of(teacher: Teacher) -> Path | None:
+    """The file of a teacher's weights; None where they come from the Hub by its name."""
+    file: str | Path | None = teacher.checkpoint
+    if file is None and full_teacher_name(teacher.name) == PAPER_TEACHER:
+        file = in_ckpts(PAPER_FILE)
+    return _weights_file(file) if file else None
 
 
 def _weights_file(where: str | Path) -> Path:

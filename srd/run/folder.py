@@ -26,6 +26,10 @@ OWN = {
 }  # fmt: skip
 
 
+# What runs are measured by, of classes or of unlabelled pictures, with its range.
+SCORES = {"acc1": (0, 100), "distance": (-1e9, 1e9)}
+
+
 class RunFolder:
     """`<output>/<name>/` and the files in it.
 
@@ -228,9 +232,11 @@ class RunFolder:
     def finished(self) -> dict[str, Any] | None:
         """The result of a finished run, which has scores; None while it is not."""
         result = self.read_result() or {}
-        scores = [result.get(name) for name in ("acc1", "best_acc1")]
-        whole = all(isinstance(score, (int, float)) and 0 <= score <= 100 for score in scores)
-        return result if whole else None
+        for kind, (least, most) in SCORES.items():
+            scores = [result.get(name) for name in (kind, f"best_{kind}")]
+            if all(isinstance(score, (int, float)) and least <= score <= most for score in scores):
+                return result
+        return None
 
 
 def _inode(path: Path) -> tuple[int, int] | None:

@@ -20,15 +20,16 @@ from srd.device import Precision, Readback
 from srd.distributed import processes, reduce
 from srd.distributed.signals import StopSignals
 from srd.errors import Stopped
-from srd.evaluation.accuracy import Accuracy, EvaluationStopped
+from srd.evaluation.accuracy import EvaluationStopped, Measured
 from srd.files.checkpoint import save_weights
 from srd.run.folder import RunFolder
 from srd.run.log import Bar, RunLog, clock
 from srd.training.averaging import Average, trained
 from srd.training.update import check_finite, update
 
+HANDED_ON = ("acc1", "distance")  # numbers that are written beside a student's weights
 Losses = dict[str, Tensor]  # by name; `loss` is the one to differentiate
-Evaluate = Callable[[Callable[[], bool]], Accuracy]  # measures the model, unless told to stop
+Evaluate = Callable[[Callable[[], bool]], Measured]  # measures the model, unless told to stop
 
 
 class Task(Protocol):
@@ -85,7 +86,7 @@ class Position:
     epoch: int = 0
     step: int = 0  # in the epoch
     updates: int = 0  # in the run
-    best_acc1: float = -1.0
+    best_acc1: float = -1.0  # or another score from 0 to 100 (`Measured`)
     best_epoch: int = -1
     seconds: float = 0.0  # trained, stops not counted
     sums: dict[str, float] = field(default_factory=dict)  # of this epoch's loss terms
@@ -129,7 +130,7 @@ class Loop:
         log: RunLog,
         settings: Mapping[str, Any],
         start_epoch: Callable[[int], object],
-        end_epoch: Callable[[Accuracy | None], object] = lambda accuracy: None,
+        end_epoch: Callable[[Measured | None], object] = lambda accuracy: None,
         backward: Callable[[Tensor], None] = Tensor.backward,
         move_schedule: Callable[[int, int], object] = lambda epochs, steps: None,
     ) -> None:
@@ -190,7 +191,7 @@ class Loop:
             self.scaler.load_state_dict(state["scaler"])
         self.log.info(f"resuming in {self.label}, step {at.step} ({at.updates} updates made)")
 
-    def fit(self) -> Accuracy:
+    def fit(self) -> Measured:
         """Train to the end; returns the accuracy of the last epoch.
 
         Raises:
@@ -332,7 +333,7 @@ class Loop:
         if processes.is_main():
             self.folder.save(path, self.state())
 
-    def evaluate_epoch(self) -> Accuracy:
+    def evaluate_epoch(self) -> Measured:
         """Measure the model (its average, where there is one), log it, and keep the best so far."""
         with self.average.in_place() if self.average else nullcontext():
             reduce.share_buffers(self.task.model)  # with statistics of each share, they differ
@@ -340,20 +341,21 @@ class Loop:
             improved = self.take_note(accuracy)
             if improved and processes.is_main():
                 position = self.position
-                about = {"epoch": str(position.epoch), "acc1": f"{accuracy.acc1:.4f}"}
+                measured = {k: f"{v:.4f}" for k, v in accuracy.row().items() if k in HANDED_ON}
+                about = {"epoch": str(position.epoch), **measured}
                 about = {"model": self.settings["identity"]["model"], **about}
                 save_weights(self.folder.student, self.task.model.state_dict(), about)
         if improved and self.plan.keep_best:
             self.save(self.folder.best)
         return accuracy
 
-    def take_note(self, accuracy: Accuracy) -> bool:
+    def take_note(self, accuracy: Measured) -> bool:
         """Log what was measured; whether it is the best so far."""
         position = self.position
         self.log.row("eval", {"epoch": position.epoch, "step": position.updates, **accuracy.row()})
-        improved = accuracy.acc1 > position.best_acc1
+        improved = accuracy.score > position.best_acc1
         if improved:
-            position.best_acc1, position.best_epoch = accuracy.acc1, position.epoch
+            position.best_acc1, position.best_epoch = accuracy.score, position.epoch
         mean = position.sums["loss"] / self.steps
         best = "  best" if improved else ""
         self.log.info(f"{self.label}  train loss {mean:.4f}  {accuracy}{best}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from srd.config.effects import configure
-from srd.config.flags import FLAGS
+from srd.config.flags import FLAGS, SWITCHES
 from srd.config.layers import Layer, nested, read_yaml
 from srd.errors import UserError, nearest
 from srd.files.locate import recipe_file
@@ -16,7 +16,9 @@ from srd.streams import lasting
 from srd.training.train import Trained
 from srd.training.train import train as train_configured
 
-SHORT = {"student": "model.name", "data": "data.path", "extend": "extend", "slim": "slim"}
+SHORT = {"student": "model.name", "data": "data.path"} | {
+    name: field for name, (field, _) in SWITCHES.items()
+}
 
 
 def train(

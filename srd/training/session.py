@@ -13,10 +13,10 @@ from srd.config.layers import dump_yaml
 from srd.device import Precision, device_name
 from srd.distributed import processes
 from srd.errors import UserError
-from srd.evaluation.accuracy import Accuracy
+from srd.evaluation.accuracy import Accuracy, Measured
 from srd.files.checkpoint import write_text
 from srd.run.extension import Pace, as_comments, extend, images_trained, lines
-from srd.run.folder import RunFolder
+from srd.run.folder import SCORES, RunFolder
 from srd.run.log import RunLog, clock
 from srd.run.provenance import provenance
 from srd.run.resume import SLIM, Opened, instead, open_run
@@ -133,7 +133,7 @@ class Session:
     def finish(
         self,
         loop: Loop,
-        accuracy: Accuracy,
+        accuracy: Measured,
         *,
         plan: Plan,
         precision: Precision,
@@ -153,7 +153,7 @@ class Session:
                 **asdict(self.identity),
                 **about,
                 **accuracy.row(),
-                "best_acc1": position.best_acc1,
+                **accuracy.best(position.best_acc1),
                 "best_epoch": position.best_epoch,
                 "epochs": plan.epochs,
                 "updates": position.updates,
@@ -170,9 +170,8 @@ class Session:
         if self.slim:
             self.folder.make_slim()
         self.log.info(
-            f"done in {clock(position.seconds)}: acc1 {accuracy.acc1:.2f}, best "
-            f"{position.best_acc1:.2f} in epoch {position.best_epoch + 1}; everything is in "
-            f"{self.folder.path} ({self.room()})"
+            f"done in {clock(position.seconds)}: {accuracy.told(position.best_acc1)} in epoch "
+            f"{position.best_epoch + 1}; everything is in {self.folder.path} ({self.room()})"
         )
 
     def room(self) -> str:
@@ -225,7 +224,8 @@ def open_session(
     try:
         if (result := opened.result) is not None:
             if processes.is_main():
-                scores = f"acc1 {result['acc1']:.2f}, best {result['best_acc1']:.2f}"
+                kind = next(name for name in SCORES if name in result)
+                scores = f"{kind} {result[kind]:.2f}, best {result[f'best_{kind}']:.2f}"
                 print(f"already finished: {scores}; see {folder.path}")
                 if slim and opened.state is not None:
                     folder.write_result({**result, SLIM: opened.state["config"]})
