@@ -48,7 +48,9 @@ def student_shape(weights: Mapping[str, Tensor], source: Source) -> tuple[str, i
     Raises:
         UserError: a tensor is missing, or the shapes are not those of a student of ours.
     """
-    for name, dimensions in ((STEM, 4), (POSITIONS, 3), (HEAD, 2)):
+    classes = weights[HEAD].shape[0] if HEAD in weights and weights[HEAD].ndim == 2 else 0
+    headless = source.facts.get("num_classes") == 0
+    for name, dimensions in ((STEM, 4), (POSITIONS, 3), *([] if headless else [(HEAD, 2)])):
         if name not in weights or weights[name].ndim != dimensions:
             raise UserError(f"{source.path} is a part of a student: {name} is not there, or broken")
     width, tokens = weights[STEM].shape[0], weights[POSITIONS].shape[1]
@@ -59,4 +61,4 @@ def student_shape(weights: Mapping[str, Tensor], source: Source) -> tuple[str, i
     side = isqrt(max(0, tokens - 2))
     if side == 0 or side * side + 2 != tokens:
         raise UserError(f"{source.path}: {tokens} positions are not two and a square of patches")
-    return size, weights[HEAD].shape[0], side * PATCH
+    return size, classes, side * PATCH

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from srd.cli import Parser, parse_strictly
-from srd.config.flags import FLAGS
+from srd.config.flags import FLAGS, SWITCHES
 from srd.errors import UserError, exit_code
 
 
@@ -37,7 +37,8 @@ def make_parser(prog: str = "deit/main.py") -> Parser:
     for name, (field, text) in FLAGS.items():
         spellings = dict.fromkeys([f"--{name}", f"--{name.replace('-', '_')}"])
         parser.add_argument(*spellings, dest=field, metavar=name.upper(), help=text)
-    parser.add_argument("--compile", action="store_true", help="torch.compile the models")
+    for name, (_, text) in SWITCHES.items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any field")
     return parser
 
@@ -62,8 +63,9 @@ def layers_of(flags: argparse.Namespace) -> tuple[list[Any], list[Any]]:
     for name, (field, _) in FLAGS.items():
         if (value := getattr(flags, field)) is not None:
             given.append(Layer(f"--{name}", nested(field, value)))
-    if flags.compile:
-        given.append(Layer("--compile", {"compile": True}))
+    for name, (field, _) in SWITCHES.items():
+        if getattr(flags, name):
+            given.append(Layer(f"--{name}", nested(field, True)))
     given += [Layer(f"--set {text}", setting(text)) for text in flags.set]
     return shared, given
 

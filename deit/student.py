@@ -29,8 +29,8 @@ def create_student(
             f"the student {name} cannot read images of {image_size}x{image_size} pixels, only "
             f"multiples of {PATCH}: set --image-size {max(1, round(image_size / PATCH)) * PATCH}"
         )
-    if num_classes < 1:
-        raise UserError(f"a student needs at least one class, not {num_classes}")
+    if num_classes < 0:
+        raise UserError(f"a student has classes, or 0 for no head, not {num_classes}")
     width, heads = SIZES[name]
     return ConvStemDeiT(width, heads, num_classes, image_size, drop_path)
 

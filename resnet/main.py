@@ -46,6 +46,8 @@ def make_parser() -> Parser:
         ("-test_only", "only test"),
         ("-student_only", "test the student only"),
         ("-log_config", "log the configuration"),
+        ("--extend", "go on with a run under a changed file"),
+        ("--slim", "when it is done, remove the run's checkpoints"),
         ("-adjust_lr", "multiply the learning rate by the number of processes"),
         ("-disable_cudnn_benchmark", "accepted; see run.deterministic"),
     ):

@@ -31,6 +31,8 @@ class Options:
     output: PathText = "runs"
     name: RunName | None = None
     resume: PathText = "auto"
+    extend: bool = False
+    slim: bool = False
     data_path: PathText | None = None
     test_only: bool = False
     student_only: bool = False

@@ -16,8 +16,9 @@ from resnet.places import Places
 from resnet.registries import Registries
 from resnet.trust import built, forbid_pickled_code
 from resnet.wrapper_files import take_over
+from srd.config.checks import check_average
 from srd.config.documents import read_text
-from srd.config.fields import Saving
+from srd.config.fields import OpenFraction, Saving
 from srd.config.layers import Amp, Layer, build
 from srd.errors import UserError, nearest
 from srd.strict import STRICT
@@ -44,6 +45,8 @@ class Run(Saving):
     channels_last: bool = False
     deterministic: bool = False
     global_statistics: bool = True  # of the whole batch; off: each process's share of it
+    ema_decay: OpenFraction | None = None  # of a moving average of the student
+    ema_warmup: bool = False
 
 
 class Recipe(NamedTuple):
@@ -83,6 +86,7 @@ def read_recipe(
             raise UserError(f"{path} has no `root_dir:` line whose place --data-path could take")
         sections["root_dir"].value, sections["root_dir"].tag = data_path, PLAIN[0]
     run = build(Run, [Layer(f"{path}, run", settings.get("run") or {})])
+    check_average("run", run.ema_decay, run.ema_warmup)
     take_over()
     config = loader.value(root)
     if isinstance(loader, Checked):

@@ -22,9 +22,10 @@ from srd.data.guard import check_targets
 from srd.data.views import INIT, seeded
 from srd.device import Precision, choose_device, set_determinism
 from srd.distributed import batch_norm, processes
-from srd.evaluation.accuracy import Accuracy
+from srd.evaluation.accuracy import Accuracy, Measured
 from srd.files.checkpoint import save_state
 from srd.files.weights import load_into
+from srd.run.extension import Pace
 from srd.run.folder import RunFolder
 from srd.training.loop import Loop, TrainData
 from srd.training.session import Identity, Session, open_session
@@ -109,6 +110,8 @@ def train(
         resume=options.resume,
         config_text=recipe.text,
         copy_to=Path(options.run_log).expanduser() if options.run_log else None,
+        pace=Pace(epochs, len(inputs.batches), plan.batch_size) if options.extend else None,
+        slim=options.slim,
     ) as session:
         if session is None:
             return
@@ -126,8 +129,9 @@ def train(
 
 
 def saving(recipe: Recipe) -> dict[str, Any]:
-    """What the recipe's `run` says of evaluations, checkpoints and logs."""
-    return {field.name: getattr(recipe.run, field.name) for field in dataclasses.fields(Saving)}
+    """What the recipe's `run` says of evaluations, checkpoints, logs and the moving average."""
+    names = [*(field.name for field in dataclasses.fields(Saving)), "ema_decay", "ema_warmup"]
+    return {name: getattr(recipe.run, name) for name in names}
 
 
 def announce(
@@ -161,6 +165,7 @@ def make_loop(
 ) -> Loop:
     """The loop with everything that it needs."""
     task = BoxTask(box, models, precision)
+    schedule = BoxSchedule(box) if box.lr_scheduler is not None else None
 
     def ready(items: Any, _: int) -> Items:
         batch = split_items(items)
@@ -172,13 +177,13 @@ def make_loop(
     def evaluate(stop: Any) -> Accuracy:
         return measure_model(models.student, val, precision, session.log, "evaluating", stop)
 
-    def end_epoch(accuracy: Accuracy | None) -> None:
-        box.post_epoch_process(metrics=accuracy.acc1 if accuracy else None)
+    def end_epoch(accuracy: Measured | None) -> None:
+        box.post_epoch_process(metrics=accuracy.score if accuracy else None)
 
     return Loop(
         task=task,
         optimizer=box.optimizer,
-        schedule=BoxSchedule(box) if box.lr_scheduler is not None else None,
+        schedule=schedule,
         plan=plan,
         seed=options.seed,
         clip_norm=box.max_grad_norm,
@@ -195,4 +200,5 @@ def make_loop(
         start_epoch=lambda epoch: boxes.start_epoch(box, models, epoch),
         end_epoch=end_epoch,
         backward=task.backward,
+        move_schedule=schedule.move if schedule else lambda epochs, steps: None,
     )

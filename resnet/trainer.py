@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from resnet import box as boxes
 from resnet.models import Models
 from srd.device import Precision
 from srd.distributed import reduce
+from srd.errors import UserError
 from srd.training.loop import Losses
 
 Items = tuple[Tensor, Tensor, Any]  # images, targets, and what else a data set gives
@@ -63,6 +66,22 @@ class BoxSchedule:
         """Move after every n-th update."""
         if self.every > 0 and num_updates and num_updates % self.every == 0:
             self.schedule.step()
+
+    def move(self, epochs: int, steps: int) -> None:
+        """From the start to where it is after so many epochs and steps.
+
+        Raises:
+            UserError: it moves by the accuracy of every epoch, which is not known any more.
+        """
+        if isinstance(self.schedule, ReduceLROnPlateau):
+            raise UserError(
+                "--extend: ReduceLROnPlateau moves by the accuracies of the epochs before, and cannot "
+                "be moved under other settings"
+            )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that no optimizer has moved yet
+            for _ in range(max(0, steps - 1) // self.every if self.every > 0 else epochs):
+                self.schedule.step()
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self.schedule.state_dict())

@@ -73,8 +73,10 @@ def tell_what(classifier: Any) -> None:
     """What is about to be exported, and what was taken for granted."""
     description = classifier.description
     images = description.preprocessing
+    count = description.num_classes
+    classes = f"{count} classes" if count else "a backbone without a head"
     model, accuracy = description.about.get("Model"), description.about.get("Accuracy")
-    what = f"{model or description.architecture}, {description.num_classes} classes: {accuracy}"
+    what = f"{model or description.architecture}, {classes}: {accuracy}"
     print(printable(what))
     if not description.settings:
         print(f"no run's configuration beside these weights, so images as released: {images}")

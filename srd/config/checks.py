@@ -23,6 +23,9 @@ def check(config: Config) -> None:
             raise UserError(f"augment.{key} ({low}, {high}): the first must not exceed the second")
     check_schedule(config.optim)
     check_warmup(config.optim, config.train.epochs)
+    check_unlabelled(config)
+    check_frozen(config)
+    check_average("train", config.train.ema_decay, config.train.ema_warmup)
     check_weights(config.distill)
 
 
@@ -30,6 +33,39 @@ def check_batch_size(name: str, size: int) -> None:
     """Raise a UserError for a batch too small for statistics of it; `name` is the setting's."""
     if size < 2:
         raise UserError(f"{name} {size} has no batch statistics: use at least 2")
+
+
+def check_unlabelled(config: Config) -> None:
+    """Raise a UserError where pictures have no labels, and nothing else teaches."""
+    loss = LOSSES[config.distill.loss.name]
+    if config.data.unlabelled and not (loss.logits or loss.reads):
+        raise UserError(
+            f"--unlabelled: the loss {config.distill.loss.name!r} learns from labels alone; take one that "
+            "has a teacher, such as srd"
+        )
+
+
+def check_frozen(config: Config) -> None:
+    """Raise a UserError where only a head may learn, and something else would have to."""
+    if not config.model.freeze_backbone:
+        return
+    if config.data.unlabelled or LOSSES[config.distill.loss.name].reads is not None:
+        raise UserError(
+            "model.freeze_backbone: only the head learns, from labels or logits: set --distillation "
+            "none, or kd"
+        )
+    if config.model.init is None and "." not in config.model.name:
+        raise UserError(
+            "model.freeze_backbone: the backbone stays as it is; give its weights, --init"
+        )
+
+
+def check_average(section: str, decay: float | None, warmup: bool) -> None:
+    """Raise a UserError for a warm-up of a moving average that is off."""
+    if warmup and decay is None:
+        raise UserError(
+            f"{section}.ema_warmup has no effect without {section}.ema_decay, such as 0.9998"
+        )
 
 
 def check_schedule(optim: Optim) -> None:

@@ -22,17 +22,22 @@ Doing = Literal["student", "teacher", "evaluation"]
 # alone, so that one line with another loss each time makes a comparison.
 IDLE: dict[Doing, tuple[str, ...]] = {
     "teacher": (
-        "model.name", "distill.", "teacher.recipe", "teacher.mean", "teacher.std",
-        "teacher.evaluate",
+        "model.name", "model.freeze_backbone", "data.unlabelled", "distill.", "teacher.recipe",
+        "teacher.mean", "teacher.std", "teacher.evaluate",
     ),
     "evaluation": (
-        "preset", "compile", "deterministic", "resume", "model.drop_path", "model.init", "augment.",
-        "optim.", "distill.", "teacher.recipe", "train.",
+        "preset", "compile", "deterministic", "resume", "extend", "slim", "model.drop_path",
+        "model.init", "model.freeze_backbone", "augment.", "optim.", "distill.", "teacher.recipe",
+        "train.",
     ),
 }  # fmt: skip
 # Fields that an evaluation does not read, or only where it measures the teacher too.
 TOLD = ("seed", "output", "name", "data.images_per_class")
 OF_TEACHER = "teacher."
+# ... where pictures have no labels
+UNLABELLED = (
+    "distill.ce_weight", "augment.label_smoothing", "data.images_per_class", "data.label_column",
+)  # fmt: skip
 READ = ("train.batch_size",)  # of the sections above, by everything
 SAYS: dict[Doing, str] = {
     "teacher": "where the teacher is trained",
@@ -55,9 +60,13 @@ def configure(shared: Sequence[Layer], given: Sequence[Layer], doing: Doing) -> 
         for key in flatten(values):
             if key not in READ and key.startswith(IDLE.get(doing, ())):
                 raise UserError(f"{source}: {key} has no effect {SAYS[doing]}; leave it out")
+            if config.data.unlabelled and key in UNLABELLED:
+                raise UserError(f"{source}: {key} has no effect without labels; leave it out")
     if doing == "evaluation":
         _tell(config, given)
         return config
+    if doing == "teacher" and config.data.unlabelled:
+        raise UserError("--train_teacher: a teacher learns from labels; leave data.unlabelled out")
     config = _meant(config, _keys(given), doing)
     config = _warmed_up(config, shared, given)
     check(config)

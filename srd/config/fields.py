@@ -45,6 +45,7 @@ class Model:
     name: str = "tiny"  # tiny, small, base, or any timm model
     image_size: ImageSize = 224
     drop_path: Fraction = 0.0
+    freeze_backbone: bool = False  # only the head learns: a linear probe
     init: PathText | None = (
         None  # weights to start from: pretrained, a timm tag, a file, a run, hf-hub:
     )
@@ -55,6 +56,7 @@ class Data:
     dataset: str = "imagefolder"  # or digits, datasets (Hugging Face's), or a registered source
     path: PathText | None = None  # the folder with train/ and val/; of datasets also a Hub name
     val_fraction: OpenFraction | None = None  # held out where there is no val/; None: a tenth
+    unlabelled: bool = False  # pictures without classes, or whose classes are left unread
     image_column: str | None = None  # of datasets, where its types do not tell
     label_column: str | None = None
     exif_orientation: bool | None = None  # turn pictures upright; None: all but ImageNet's
@@ -158,6 +160,8 @@ class Plan(Saving):
 
     batch_size: Count = 256  # the effective one, over all processes
     epochs: Count = 300
+    ema_decay: OpenFraction | None = None  # of a moving average of the student; None: no average
+    ema_warmup: bool = False  # the decay rises to it, for runs of a few thousand updates
 
 
 @dataclass(config=STRICT)
@@ -177,6 +181,8 @@ class Config:
     compile: bool = False
     deterministic: bool = False  # the same bits on a GPU too, at a cost in speed
     resume: PathText = "auto"
+    extend: bool = False  # go on with a run under other settings
+    slim: bool = False  # when it is done, keep what others need, and no checkpoints
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)
@@ -194,6 +200,8 @@ NOT_RECIPE = (
     "device",
     "compile",
     "resume",
+    "extend",
+    "slim",
     "data.path",
     "data.workers",
     "data.skip_broken",

@@ -25,3 +25,11 @@ FLAGS = {
     "resume": ("resume", "auto (go on where the run was), none, or a checkpoint file"),
     "amp": ("amp", "auto, off, bf16, fp16 (or fp64, for proofs)"),
 }
+
+# flags without a value, which turn a field on
+SWITCHES = {
+    "compile": ("compile", "torch.compile the models"),
+    "extend": ("extend", "go on with a run under other settings"),
+    "slim": ("slim", "when it is done, remove the run's checkpoints"),
+    "unlabelled": ("data.unlabelled", "pictures without classes: the teacher alone teaches"),
+}

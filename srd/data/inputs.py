@@ -17,7 +17,10 @@ from srd.distributed import processes
 
 
 class Inputs(NamedTuple):
-    """Everything that a run reads; the training half is None when only evaluating."""
+    """Everything that a run reads; the training half is None when only evaluating.
+
+    Unlabelled pictures have 0 classes.
+    """
 
     num_classes: int
     class_names: list[str]
@@ -68,8 +71,8 @@ def open_inputs(
     val_views = SeededViews(val_source, eval_transform(data, image_size), seed, substitute=False)
     val_batches = EvalBatches(len(val_source), data.eval_batch_size, *here)
     return Inputs(
-        num_classes=len(val_source.classes),
-        class_names=val_source.classes,
+        num_classes=0 if data.unlabelled else len(val_source.classes),
+        class_names=[] if data.unlabelled else val_source.classes,
         val=make_loader(val_views, val_batches, data.workers, pin_memory),
         val_images=len(val_source),
         val_batch_size=data.eval_batch_size,

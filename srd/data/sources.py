@@ -16,6 +16,7 @@ from srd.data.folder_images import open_folder
 from srd.data.guard import Labelled, check_splits
 from srd.data.hf_datasets import open_dataset
 from srd.data.image_source import LabelledSource, Opened, Subset, first_per_class
+from srd.data.unlabelled import ONE_CLASS, open_pictures, without_labels
 from srd.errors import UserError, nearest
 
 # Called with the data's settings, and whether somebody trains; `images_per_class` is seen to here.
@@ -58,7 +59,12 @@ def open_splits(data: Data, *, training: bool) -> Splits:
             raise UserError(
                 f"data.{name} has no effect with --dataset {data.dataset}: leave it out"
             )
-    train, val, notes = SOURCES[data.dataset](data, training)
+    if data.unlabelled and data.dataset == "imagefolder":
+        train, val, notes = open_pictures(data, training)
+    elif data.unlabelled:
+        train, val, notes = without_labels(SOURCES[data.dataset](data, training))
+    else:
+        train, val, notes = SOURCES[data.dataset](data, training)
     if val is None:
         assert train is not None, "an opener gives training images where it has no others"
         train, val, note = _held_out(train, data.val_fraction or VAL_FRACTION)
@@ -83,9 +89,10 @@ def _held_out(whole: LabelledSource, fraction: float) -> tuple[Subset, Subset, s
     """Training images, validation images, and what to tell of them."""
     held = hold_out(whole.targets, fraction, whole.classes)
     rest = np.setdiff1d(np.arange(len(whole)), held)
+    of_each = "" if whole.classes == ONE_CLASS else " of each class"
     note = (
         f"no validation split: {len(held)} of {len(whole)} images are held out, "
-        f"{100 * fraction:g}% of each class (data.val_fraction)"
+        f"{100 * fraction:g}%{of_each} (data.val_fraction)"
     )
     return Subset(whole, rest), Subset(whole, held), note
 

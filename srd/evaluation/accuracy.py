@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,27 @@ class EvaluationStopped(Exception):
     """A signal came, to this process or to another, and the rest was not measured."""
 
 
+class Measured(Protocol):
+    """What an evaluation says of a model."""
+
+    @property
+    def score(self) -> float:
+        """What the best epoch has most of, from 0 to 100."""
+        ...
+
+    def row(self) -> dict[str, float | int]:
+        """The measured numbers by name."""
+        ...
+
+    def best(self, score: float) -> dict[str, float]:
+        """The best epoch's score by the name that `result.json` gives it."""
+        ...
+
+    def told(self, score: float) -> str:
+        """This, and the best epoch's score, for people."""
+        ...
+
+
 @dataclass(frozen=True)
 class Accuracy:
     """Top-1 and top-5 in percent, mean cross-entropy, the images counted, and the speed."""
@@ -33,6 +55,19 @@ class Accuracy:
     loss: float
     images: int
     images_per_second: float
+
+    @property
+    def score(self) -> float:
+        """Top-1."""
+        return self.acc1
+
+    def best(self, score: float) -> dict[str, float]:
+        """The best epoch's top-1."""
+        return {"best_acc1": score}
+
+    def told(self, score: float) -> str:
+        """For the closing line."""
+        return f"acc1 {self.acc1:.2f}, best {score:.2f}"
 
     def row(self) -> dict[str, float | int]:
         """The measured numbers, without the speed."""

@@ -29,6 +29,11 @@ def evaluate_checkpoint(config: Config, checkpoint: str | None) -> Accuracy:
     Raises:
         UserError: no such file, or it does not fit the model, the classes or the image size.
     """
+    if config.data.unlabelled:
+        raise UserError(
+            "an evaluation counts classes, and these pictures have no labels: what the run measured is in "
+            "its result.json; of labelled ones, give --data-path and --set data.unlabelled=false"
+        )
     path = checkpoint or released_checkpoint(full_name(config.model.name))
     device = choose_device(config.device)
     with processes.joined(device):

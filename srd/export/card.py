@@ -40,7 +40,9 @@ def model_card(
             f"- **{as_markdown(key)}:** {as_markdown(value)}\n"
             for key, value in _facts(description, licence).items()
         ),
-        "Accuracy is what the run that trained these weights measured itself.\n",
+        "Accuracy is what the run that trained these weights measured itself.\n"
+        if description.num_classes
+        else "A backbone without a head: it gives features, which it learned from its teacher's.\n",
         _section("Use", [f"{text}\n" for text in usage if text]),
         _section("Files compared with the network", ["".join(f"- {line}\n" for line in checks)]),
         _settings(description),
@@ -50,12 +52,13 @@ def model_card(
 
 
 def _front_matter(description: Description, licence: str) -> str:
+    task = "image-classification" if description.num_classes else "image-feature-extraction"
     values: dict[str, object] = {
         "library_name": "timm",
-        "pipeline_tag": "image-classification",
+        "pipeline_tag": task,
         "license": licence,
-        "tags": ["image-classification", "timm", "knowledge-distillation"],
-        "metrics": ["accuracy"],
+        "tags": [task, "timm", "knowledge-distillation"],
+        **({"metrics": ["accuracy"]} if description.num_classes else {}),
     }
     if is_imagenet(description.label_names):
         values["datasets"] = ["imagenet-1k"]
@@ -67,7 +70,7 @@ def _facts(description: Description, licence: str) -> dict[str, str]:
     return {
         "Model": description.architecture,
         **description.about,
-        "Classes": str(description.num_classes),
+        "Classes": str(description.num_classes or "none: features"),
         "Images": str(description.preprocessing),
         "Licence": stated,
     }

@@ -28,6 +28,7 @@ class Description:
     Args:
         architecture: one of timm's names, or of those registered with it.
         preprocessing: of its images.
+        num_classes: 0 for a backbone, which gives its features (B, D).
         label_names: of its classes, in order; None where nobody knows.
         about: what the model card says: student, teacher, data, accuracy.
         settings: the configuration of the run that made it, without places on a disk.
@@ -42,8 +43,8 @@ class Description:
 
     def __post_init__(self) -> None:
         """Raise a UserError where a file gave something else than this."""
-        if type(self.num_classes) is not int or not 0 < self.num_classes <= LIMITS.classes:
-            raise UserError(f"its number of classes is none from 1 to {LIMITS.classes:,}")
+        if type(self.num_classes) is not int or not 0 <= self.num_classes <= LIMITS.classes:
+            raise UserError(f"its number of classes is none from 0 to {LIMITS.classes:,}")
         if not isinstance(self.about, Mapping) or not all(
             isinstance(text, str) and len(text) <= LIMITS.text
             for text in (*self.about, *self.about.values())

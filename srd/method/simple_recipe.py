@@ -184,14 +184,19 @@ class SimpleRecipeLoss(Loss):
     def extra_repr(self) -> str:
         return f"match={self.match!r}, alpha={self.alpha}, log_eps={self.log_eps}"
 
+    def compared(self, z_s: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor]:
+        """BN(P z_s) and BN(z_t), (B, D_t) both, in float32 or better."""
+        with torch.autocast(z_s.device.type, enabled=False):
+            z_s, z_t = at_least_float32(z_s, z_t.detach())
+            weight, bias = self.projector.weight.to(z_s.dtype), self.projector.bias.to(z_s.dtype)
+            return self.bn_s(F.linear(z_s, weight, bias)), self.bn_t(z_t)
+
     def forward(self, z_s: Tensor, z_t: Tensor) -> Tensor:
         dims = (self.projector.in_features, self.projector.out_features)
         check_features(z_s, z_t, student_dim=dims[0], teacher_dim=dims[1])
         total = reduce.global_sum if self.across_ranks else _local
         with torch.autocast(z_s.device.type, enabled=False):
-            z_s, z_t = at_least_float32(z_s, z_t.detach())
-            weight, bias = self.projector.weight.to(z_s.dtype), self.projector.bias.to(z_s.dtype)
-            s, t = self.bn_s(F.linear(z_s, weight, bias)), self.bn_t(z_t)
+            s, t = self.compared(z_s, z_t)
             if self.match == "correlation":
                 count = s.shape[0] * (processes.world_size() if self.across_ranks else 1)
                 correlation = total((s * t).sum(dim=0)) / count

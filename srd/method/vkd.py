@@ -72,11 +72,16 @@ class VkDLoss(Loss):
     def extra_repr(self) -> str:
         return f"beta={self.beta}, norm_eps={self.norm_eps}"
 
+    def compared(self, z_s: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor]:
+        """P z_s and the normalised z_t, (B, D_t) both, in float32 or better."""
+        with torch.autocast(z_s.device.type, enabled=False):
+            z_s, z_t = at_least_float32(z_s, z_t.detach())
+            s = F.linear(z_s, self.projector.weight.to(z_s.dtype))
+            return s, F.layer_norm(z_t, z_t.shape[1:], eps=self.norm_eps)
+
     def forward(self, z_s: Tensor, z_t: Tensor) -> Tensor:
         dims = (self.projector.in_features, self.projector.out_features)
         check_features(z_s, z_t, student_dim=dims[0], teacher_dim=dims[1])
         with torch.autocast(z_s.device.type, enabled=False):
-            z_s, z_t = at_least_float32(z_s, z_t.detach())
-            s = F.linear(z_s, self.projector.weight.to(z_s.dtype))
-            t = F.layer_norm(z_t, dims[1:], eps=self.norm_eps)
+            s, t = self.compared(z_s, z_t)
             return F.smooth_l1_loss(s, t, beta=self.beta)

@@ -134,6 +134,19 @@ def load_fitting(model: nn.Module, weights: Mapping[str, Tensor], source: Any, w
     return Fit(head_names(model) if new_head else (), tuple(resized))
 
 
+def freeze_backbone(model: nn.Module, what: str) -> None:
+    """Let only the head learn.
+
+    Raises:
+        UserError: nobody knows the head of `what`.
+    """
+    heads = tuple(f"{name}." for name in head_names(model))
+    if not heads:
+        raise UserError(f"model.freeze_backbone: {what} has no head by timm's get_classifier")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(heads))
+
+
 def head_names(model: nn.Module) -> tuple[str, ...]:
     """The names of a network's heads: of what timm's `get_classifier` gives; () without that."""
     if not hasattr(model, "get_classifier"):

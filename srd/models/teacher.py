@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from srd.config.fields import Teacher
 from srd.config.layers import Layer, build
 from srd.device import Precision
 from srd.errors import UserError
+from srd.files.limits import LIMITS
 from srd.files.locate import locate
+from srd.files.opened import Refused, read_small
 from srd.files.released import in_ckpts
 from srd.files.weights import load_claimed, weights_in
 from srd.models import timm_models
@@ -146,12 +149,10 @@ def load_teacher(
         UserError: unknown model, missing or foreign file, wrong hash, no network, a size that it
             cannot read.
     """
-    name = PAPER_TEACHER if teacher.name == "regnety_160" else teacher.name
-    file: str | Path | None = teacher.checkpoint
-    if file is None and name == PAPER_TEACHER:
-        file = in_ckpts(PAPER_FILE)
+    name = full_teacher_name(teacher.name)
     find(name, role="teacher")  # an unknown name is told before a missing file
-    source = partial(_from_file, _weights_file(file)) if file else _from_hub
+    file = weights_of(teacher)
+    source = partial(_from_file, file) if file else _from_hub
     size = None
     try:
         opened, frozen = _open(source, teacher, name, num_classes, image_size, given)
@@ -169,6 +170,19 @@ def load_teacher(
         class_names=_class_names(opened.content),
         notes=tuple(_notes(opened.fit, name, num_classes, image_size, size)),
     )
+
+
+def full_teacher_name(name: str) -> str:
+    """With timm's tag, for the paper's."""
+    return PAPER_TEACHER if name == "regnety_160" else name
+
+
+def weights_of(teacher: Teacher) -> Path | None:
+    """The file of a teacher's weights; None where they come from the Hub by its name."""
+    file: str | Path | None = teacher.checkpoint
+    if file is None and full_teacher_name(teacher.name) == PAPER_TEACHER:
+        file = in_ckpts(PAPER_FILE)
+    return _weights_file(file) if file else None
 
 
 def _weights_file(where: str | Path) -> Path:
@@ -229,7 +243,18 @@ def _from_file(file: Path, name: str, num_classes: int, image_size: int) -> _Ope
     )
     what = f"{name} with {num_classes} classes"
     fit = load_fitting(model, weights_in(content, file), file, what)
-    return _Opened(model, read, str(file), digest, content, fit)
+    told = content if "config" in content else _told_by_run(file)
+    return _Opened(model, read, str(file), digest, told, fit)
+
+
+def _told_by_run(file: Path) -> dict[str, Any]:
+    """What the checkpoints of a run said, which keeps none, and its best student alone."""
+    try:
+        result = json.loads(read_small(file.parent / "result.json", LIMITS.description_bytes))
+    except (OSError, ValueError, RecursionError, Refused):
+        return {}
+    recipe = result.get("recipe") if isinstance(result, dict) else None
+    return {"config": recipe} if isinstance(recipe, dict) else {}
 
 
 def _from_hub(name: str, num_classes: int, image_size: int) -> _Opened:

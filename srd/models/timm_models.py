@@ -60,7 +60,7 @@ def create_classifier(
     """A timm classifier by name.
 
     Args:
-        num_classes: C; with `pretrained`, other classes than the weights' get a new head.
+        num_classes: C; with `pretrained`, other classes than the weights' get a new head. 0: none.
         image_size: pixels; for models that are built for one size.
         drop_path: stochastic depth of the last block, 0 also where timm's own default is more.
         pretrained: with timm's weights.
@@ -71,8 +71,8 @@ def create_classifier(
             path that it does not have, or no weights. HubError: the Hub did not answer.
     """
     check_name(name, role=role)
-    if num_classes < 1:
-        raise UserError(f"a {role} needs at least one class, not {num_classes}")
+    if num_classes < 0:
+        raise UserError(f"a {role} has classes, or 0 for no head, not {num_classes}")
     arguments: dict[str, Any] = {"num_classes": num_classes} | _size(name, image_size)
     try:
         return _build(name, drop_path, {**arguments, "pretrained": pretrained})
@@ -180,7 +180,7 @@ def check_reading(
         raise UserError(f"the {role} {name} is no classifier ({_reason(error)})") from error
     except MISFITS as error:
         raise _cannot_read(name, image_size, role, error) from error
-    if output.logits.shape != (1, num_classes):
+    if num_classes and output.logits.shape != (1, num_classes):
         shape = tuple(output.logits.shape[1:])
         raise UserError(
             f"the {role} {name} is no classifier: for each image it gives {shape} instead of "

@@ -26,6 +26,10 @@ OWN = {
 }  # fmt: skip
 
 
+# What runs are measured by, of classes or of unlabelled pictures, with its range.
+SCORES = {"acc1": (0, 100), "distance": (-1e9, 1e9)}
+
+
 class RunFolder:
     """`<output>/<name>/` and the files in it.
 
@@ -204,6 +208,19 @@ class RunFolder:
         self.check_there()
         write_text(self.result, json.dumps(values, indent=2) + "\n")
 
+    def make_slim(self) -> None:
+        """Remove the checkpoints; who goes on from the run's end needs them, and nobody else."""
+        self.check_there()
+        try:
+            shutil.rmtree(self.checkpoints)
+        except OSError as error:
+            raise RunFailed(f"cannot remove {self.checkpoints} ({error.strerror})") from error
+
+    def size(self, path: Path | None = None) -> int:
+        """Bytes of the files below the folder, or below `path`; one with two names counts once."""
+        files = [file.stat() for file in (path or self.path).rglob("*") if file.is_file()]
+        return sum({(f.st_dev, f.st_ino): f.st_size for f in files}.values())
+
     def read_result(self) -> dict[str, Any] | None:
         """What stands in `result.json`; None where there is no mapping."""
         try:
@@ -215,9 +232,11 @@ class RunFolder:
     def finished(self) -> dict[str, Any] | None:
         """The result of a finished run, which has scores; None while it is not."""
         result = self.read_result() or {}
-        scores = [result.get(name) for name in ("acc1", "best_acc1")]
-        whole = all(isinstance(score, (int, float)) and 0 <= score <= 100 for score in scores)
-        return result if whole else None
+        for kind, (least, most) in SCORES.items():
+            scores = [result.get(name) for name in (kind, f"best_{kind}")]
+            if all(isinstance(score, (int, float)) and least <= score <= most for score in scores):
+                return result
+        return None
 
 
 def _inode(path: Path) -> tuple[int, int] | None:

@@ -11,6 +11,7 @@ from srd.config.layers import differences, dump_yaml
 from srd.distributed import processes
 from srd.errors import UserError
 from srd.files.checkpoint import load_file, write_text
+from srd.run.extension import Pace, check_extended, extend
 from srd.run.folder import RunFolder, launches
 from srd.run.state import Misfit, check_outline
 
@@ -25,16 +26,42 @@ def load_resume(
     *,
     not_recipe: tuple[str, ...],
     upgrade: Upgrade = lambda settings: settings,
+    pace: Pace | None = None,
 ) -> dict[str, Any]:
     """A checkpoint to go on from, checked to be of the same recipe.
 
     Args:
         recipe: the settings, and under `identity` what else must agree.
+        pace: how long the run is now, where it may go on under other settings.
 
     Raises:
-        UserError: its recipe differs (naming the fields). Misfit: no run could go on from it.
+        UserError: its recipe differs (naming the fields), or, where it may, in what no run can
+            change. Misfit: no run could go on from it.
     """
     state = load_file(path)
+    changed = changes(state, recipe, not_recipe, upgrade)
+    if changed and pace is None:
+        raise UserError(
+            f"{path} belongs to another recipe ({'; '.join(changed[:5])}): --extend goes on under the "
+            "new values; or use another --name, the old values, or --resume none"
+        )
+    if changed and pace is not None:
+        check_extended(state.get("extended", []))
+        extend(state, changed, pace)
+    return state
+
+
+def changes(
+    state: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    not_recipe: tuple[str, ...],
+    upgrade: Upgrade,
+) -> list[str]:
+    """What differs between a checkpoint's recipe and today's, `key: old -> new`.
+
+    Raises:
+        Misfit: it is no checkpoint of a run.
+    """
     check_outline(state)
     saved = state["config"]
     settings = {name: value for name, value in saved.items() if name != "identity"}
@@ -45,13 +72,10 @@ def load_resume(
     known = {name: value for name, value in recipe["identity"].items() if name in identity}
     recipe = {**recipe, "identity": known}  # older checkpoints say less
     # The names of the classes are for those who use the student.
-    changed = differences(saved, recipe, (*not_recipe, "identity.class_names"))
-    if changed:
-        raise UserError(
-            f"{path} belongs to another recipe ({'; '.join(changed[:5])}): use another --name, "
-            "the old values, or --resume none"
-        )
-    return state
+    return differences(saved, recipe, (*not_recipe, "identity.class_names"))
+
+
+SLIM = "recipe"  # of the result of a run whose checkpoints were removed: what they said of it
 
 
 class Start(NamedTuple):
@@ -74,6 +98,9 @@ class Opened(NamedTuple):
     """How a run starts: the state to go on from (None: from its start), and what to tell.
 
     Of a finished run also its result; then nothing in its folder has been touched.
+
+    Args:
+        changed: the settings under which the run is extended, `key: old -> new`.
     """
 
     state: dict[str, Any] | None
@@ -81,6 +108,7 @@ class Opened(NamedTuple):
     result: dict[str, Any] | None = None
     start: Start = Start()
     search: Resume | None = None  # finds another checkpoint
+    changed: tuple[str, ...] = ()
 
     @property
     def updates(self) -> int:
@@ -98,6 +126,7 @@ class Resume:
         recipe: the settings, and under `identity` what else must agree.
         not_recipe: settings that may differ from the checkpoint's.
         upgrade: makes today's settings of an earlier version's.
+        pace: see `load_resume`.
     """
 
     def __init__(
@@ -107,15 +136,22 @@ class Resume:
         recipe: Mapping[str, Any],
         not_recipe: tuple[str, ...],
         upgrade: Upgrade,
+        pace: Pace | None = None,
     ) -> None:
         self.folder, self.recipe, self.not_recipe = folder, recipe, not_recipe
-        self.upgrade = upgrade
+        self.upgrade, self.pace = upgrade, pace
         self.again = folder.was_started_by_this_launch()
         self.resume = resume
 
     def load(self, path: Path) -> dict[str, Any]:
         """See `load_resume`."""
-        return load_resume(path, self.recipe, not_recipe=self.not_recipe, upgrade=self.upgrade)
+        return load_resume(
+            path, self.recipe, not_recipe=self.not_recipe, upgrade=self.upgrade, pace=self.pace
+        )
+
+    def changed(self, state: Mapping[str, Any]) -> tuple[str, ...]:
+        """What differs from a checkpoint that may be extended."""
+        return tuple(changes(state, self.recipe, self.not_recipe, self.upgrade))
 
     def first(self) -> Start:
         """Where the run starts.
@@ -124,12 +160,17 @@ class Resume:
             UserError: a checkpoint that was named is none, there are only damaged ones, or the
                 newest belongs to another recipe.
         """
+        if self.resume == "none" and self.pace is not None:
+            raise UserError("--extend goes on with a run, --resume none starts anew: leave one out")
         if self.resume == "none" and not self.again:
             return Start(anew=True)
         named = None if self.resume in ("auto", "none") else Path(self.resume).expanduser()
         start = self.next({}) if self.again or named is None else Start()
-        if start.path is not None or named is None:
-            return start if start.path is not None else only(start)
+        if start.path is not None:
+            return start
+        if named is None:
+            self.check_absent(start)
+            return start
         if not os.path.isfile(named):  # unlike pathlib's, this never raises
             raise UserError(f"no checkpoint at {named}")
         try:
@@ -137,6 +178,32 @@ class Resume:
         except Misfit as misfit:
             raise cannot_resume(named, misfit) from None
         return Start(named, chosen=True, passed=start.passed)
+
+    def slim_result(self) -> dict[str, Any] | None:
+        """The result of the finished run in the folder, where its checkpoints were removed."""
+        result = self.folder.finished() or {}
+        return result if isinstance(result.get(SLIM), dict) else None
+
+    def check_absent(self, start: Start) -> None:
+        """Raise a UserError where no checkpoint is there to go on from, and one would have to be."""
+        only(start)
+        if (result := self.slim_result()) is not None:
+            outline = {"config": result[SLIM], "position": {"epoch": 0, "step": 0, "updates": 0}}
+            try:
+                changed = changes(outline, self.recipe, self.not_recipe, self.upgrade)
+            except Misfit as misfit:
+                raise UserError(f"{self.folder.result} is damaged ({misfit})") from None
+            if changed:
+                raise UserError(
+                    f"{self.folder.path} is slim: without checkpoints it cannot go on under other "
+                    f"settings ({'; '.join(changed[:5])}); use another --name, and --init "
+                    f"{self.folder.path} to start from its weights"
+                )
+        elif self.pace is not None:
+            raise UserError(
+                f"--extend: there is no run in {self.folder.path} to go on with (see --output and "
+                "--name); leave it out to start one"
+            )
 
     def next(self, unfit: Mapping[Path, str]) -> Start:
         """From the newest checkpoint in the folder, besides `unfit`, that is a run's."""
@@ -155,8 +222,8 @@ class Resume:
 
 
 def only(start: Start) -> Start:
-    """A start without a checkpoint; a UserError where there were some, and none was whole."""
-    for file, reason in start.passed.items():
+    """The start; a UserError where there were checkpoints, and none was whole."""
+    for file, reason in start.passed.items() if start.path is None else ():
         why = "" if reason == "damaged" else f" ({reason})"
         raise UserError(
             f"{file} is damaged{why} and there is no other checkpoint: --resume none starts anew"
@@ -178,6 +245,7 @@ def open_run(
     not_recipe: tuple[str, ...],
     upgrade: Upgrade = lambda settings: settings,
     config_text: str | None = None,
+    pace: Pace | None = None,
 ) -> Opened:
     """Make a run's folder ready, and find where the run goes on.
 
@@ -186,24 +254,31 @@ def open_run(
         settings: the resolved configuration, saved with the run.
         identity: what a checkpoint must agree on besides.
         config_text: what `config.yaml` shall hold instead of `settings`.
+        pace: see `load_resume`. `config.yaml` of a run that is extended stays as it is.
 
     Raises:
         UserError: the folder cannot be written or another process writes it, a process cannot see
             it, or the checkpoint belongs to another recipe.
     """
     processes.from_main(folder.claim)
-    search = Resume(folder, resume, {**settings, "identity": identity}, not_recipe, upgrade)
+    search = Resume(folder, resume, {**settings, "identity": identity}, not_recipe, upgrade, pace)
     try:
         start = processes.from_main(search.first)
+        if start.path is None and not start.anew:
+            slim = processes.from_main(search.slim_result)
+            if slim is not None:
+                return Opened(None, [], slim)
         state = everywhere(start.path, search.load)
-        if state is not None and (result := processes.from_main(folder.finished)) is not None:
-            return Opened(state, [], result)
-        text = config_text or dump_yaml(settings)
+        changed = search.changed(state) if state is not None else ()
+        finished = None if state is None or changed else processes.from_main(folder.finished)
+        if finished is not None:
+            return Opened(state, [], finished)
+        text = None if changed else config_text or dump_yaml(settings)
         notes = processes.from_main(lambda: _make_ready(folder, text, start))
     except UserError:
         folder.release()
         raise
-    return Opened(state, notes, None, start, search)
+    return Opened(state, notes, None, start, search, changed)
 
 
 def everywhere(path: Path | None, load: Callable[[Path], dict[str, Any]]) -> dict[str, Any] | None:
@@ -218,7 +293,7 @@ def everywhere(path: Path | None, load: Callable[[Path], dict[str, Any]]) -> dic
     return load(path)
 
 
-def _make_ready(folder: RunFolder, config_text: str, start: Start) -> list[str]:
+def _make_ready(folder: RunFolder, config_text: str | None, start: Start) -> list[str]:
     """Everything in its place for the run to start; returns what to tell."""
     notes: list[str] = []
     if start.anew and (aside := folder.set_aside()):
@@ -227,7 +302,8 @@ def _make_ready(folder: RunFolder, config_text: str, start: Start) -> list[str]:
         folder.check_ours(to_rename=False)
     folder.prepare()
     folder.claim()
-    write_text(folder.config, config_text)
+    if config_text is not None:
+        write_text(folder.config, config_text)
     if launches():
         write_text(folder.launch, "\n".join(launches()) + "\n")
     return notes + keep_aside(start)
@@ -245,7 +321,9 @@ def instead(opened: Opened, misfit: Misfit) -> Opened:
         raise cannot_resume(path, misfit)
     start = processes.from_main(lambda: search.next({path: str(misfit)}))
     state = everywhere(start.path if start.path else only(start).path, search.load)
-    return Opened(state, processes.from_main(lambda: keep_aside(start)), None, start, search)
+    changed = search.changed(state) if state is not None else ()
+    notes = processes.from_main(lambda: keep_aside(start))
+    return Opened(state, notes, None, start, search, changed)
 
 
 def keep_aside(start: Start) -> list[str]:

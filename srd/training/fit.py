@@ -8,34 +8,41 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from srd.run.extension import check_extended, expected_updates
 from srd.run.state import Misfit, check_like
+from srd.training.averaging import RAW
 
 if TYPE_CHECKING:
     from srd.training.loop import Loop
 
 
-def check_fits(loop: Loop, state: Mapping[str, Any]) -> None:
+def check_fits(loop: Loop, state: Mapping[str, Any], *, changed: bool = False) -> None:
     """Raise a Misfit, which names the field, unless `loop` can take up `state`; nothing changes.
 
     Args:
         state: a checkpoint that `srd.run.state.check_outline` has passed.
+        changed: the run goes on under other settings: its schedule is a new one.
     """
-    _check_place(loop, state["position"])
+    check_extended(extended := state.get("extended", []))
+    _check_place(loop, state["position"], extended)
     for name, own in loop.task.checkpoint().items():
         if name not in state:
             raise Misfit(f"{name} is missing")
         check_like(state[name], own, name)
+    if RAW in state or (loop.average and not changed):
+        check_like(state.get(RAW), loop.task.model.state_dict(), RAW)
     scaler = loop.scaler.state_dict()
     schedule = loop.schedule.state_dict() if loop.schedule is not None else None
     for name, own in (("lr_scheduler", schedule), ("scaler", scaler), ("optimizer", {})):
         if name not in state:
             raise Misfit(f"{name} is missing")
-        if name != "scaler" or state[name] != {}:  # it starts afresh where there was none
+        afresh = name == "lr_scheduler" and changed
+        if not afresh and (name != "scaler" or state[name] != {}):  # where there was none, likewise
             check_like(state[name], own, name, complete=False)
     _check_optimizer(loop.optimizer, state["optimizer"], state["position"]["updates"])
 
 
-def _check_place(loop: Loop, position: Mapping[str, Any]) -> None:
+def _check_place(loop: Loop, position: Mapping[str, Any], extended: list[dict[str, Any]]) -> None:
     """The place is one of this run's."""
     epochs, steps = loop.plan.epochs, loop.steps
     epoch, step, updates = (position[name] for name in ("epoch", "step", "updates"))
@@ -43,8 +50,9 @@ def _check_place(loop: Loop, position: Mapping[str, Any]) -> None:
         raise Misfit(f"position.epoch is {epoch}, the run has {epochs}")
     if step > steps:
         raise Misfit(f"position.step is {step}, an epoch has {steps}")
-    if updates != epoch * steps + step:
-        raise Misfit(f"position.updates is {updates}, not {epoch * steps + step}")
+    expected = expected_updates(extended, epoch=epoch, step=step, steps=steps)
+    if updates != expected:
+        raise Misfit(f"position.updates is {updates}, not {expected}")
     if step and "loss" not in position.get("sums", {}):
         raise Misfit("position.sums.loss is missing")
     if position.get("best_epoch", -1) > epoch:

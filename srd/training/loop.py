@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -19,14 +20,16 @@ from srd.device import Precision, Readback
 from srd.distributed import processes, reduce
 from srd.distributed.signals import StopSignals
 from srd.errors import Stopped
-from srd.evaluation.accuracy import Accuracy, EvaluationStopped
+from srd.evaluation.accuracy import EvaluationStopped, Measured
 from srd.files.checkpoint import save_weights
 from srd.run.folder import RunFolder
 from srd.run.log import Bar, RunLog, clock
+from srd.training.averaging import Average, trained
 from srd.training.update import check_finite, update
 
+HANDED_ON = ("acc1", "distance")  # numbers that are written beside a student's weights
 Losses = dict[str, Tensor]  # by name; `loss` is the one to differentiate
-Evaluate = Callable[[Callable[[], bool]], Accuracy]  # measures the model, unless told to stop
+Evaluate = Callable[[Callable[[], bool]], Measured]  # measures the model, unless told to stop
 
 
 class Task(Protocol):
@@ -83,7 +86,7 @@ class Position:
     epoch: int = 0
     step: int = 0  # in the epoch
     updates: int = 0  # in the run
-    best_acc1: float = -1.0
+    best_acc1: float = -1.0  # or another score from 0 to 100 (`Measured`)
     best_epoch: int = -1
     seconds: float = 0.0  # trained, stops not counted
     sums: dict[str, float] = field(default_factory=dict)  # of this epoch's loss terms
@@ -107,6 +110,8 @@ class Loop:
         backward: from the (scaled) loss to gradients that are averaged over processes.
         start_epoch: puts every module into its training or evaluation mode.
         end_epoch: called between two epochs, with the accuracy where it was measured.
+        move_schedule: puts a schedule where it would be after so many epochs and steps, had it been
+            there from the start; for a run that goes on under other settings.
     """
 
     def __init__(
@@ -125,16 +130,20 @@ class Loop:
         log: RunLog,
         settings: Mapping[str, Any],
         start_epoch: Callable[[int], object],
-        end_epoch: Callable[[Accuracy | None], object] = lambda accuracy: None,
+        end_epoch: Callable[[Measured | None], object] = lambda accuracy: None,
         backward: Callable[[Tensor], None] = Tensor.backward,
+        move_schedule: Callable[[int, int], object] = lambda epochs, steps: None,
     ) -> None:
         self.task, self.optimizer, self.schedule = task, optimizer, schedule
         self.plan, self.seed, self.clip_norm = plan, seed, clip_norm
         self.data, self.steps, self.evaluate = data, len(data.batches), evaluate
         self.folder, self.log, self.settings = folder, log, settings
         self.start_epoch, self.end_epoch, self.backward = start_epoch, end_epoch, backward
-        self.scaler = precision.scaler()
-        self.position = Position()
+        self.move_schedule, self.scaler = move_schedule, precision.scaler()
+        self.average = (
+            Average(task.model, plan.ema_decay, plan.ema_warmup) if plan.ema_decay else None
+        )
+        self.position, self.extended = Position(), list[dict[str, Any]]()
         self.pending: Pending | None = None
         self.signals, self.stopping = StopSignals(), False
 
@@ -143,8 +152,10 @@ class Loop:
 
         The generators need no saving: every step derives them from (seed, updates).
         """
+        task = self.task.checkpoint()
+        extended = {"extended": self.extended} if self.extended else {}
         return {
-            **self.task.checkpoint(),
+            **(self.average.saved(task) if self.average else task),
             "lr_scheduler": self.schedule.state_dict() if self.schedule else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -152,21 +163,35 @@ class Loop:
             "position": asdict(self.position),
             "epoch": self.position.epoch,
             "max_accuracy": self.position.best_acc1,
+            "steps": self.steps,
+            "batch_size": self.plan.batch_size,
             "config": dict(self.settings),
+            **extended,
         }
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state` returned."""
-        self.task.load_checkpoint(state)
-        if self.schedule is not None:
+    def load_state(self, state: Mapping[str, Any], *, changed: bool = False) -> None:
+        """Take up what `state` returned.
+
+        Args:
+            changed: under other settings, which hold for the optimizer and the schedule from here.
+        """
+        self.task.load_checkpoint(trained(state))
+        if self.average:
+            self.average.load(state)
+        self.position = at = Position(**state["position"])
+        self.extended = list(state.get("extended", []))
+        optimizer = state["optimizer"]
+        if changed:
+            self.move_schedule(at.epoch, self.place)
+            optimizer = {**optimizer, "param_groups": self.optimizer.state_dict()["param_groups"]}
+        elif self.schedule is not None:
             self.schedule.load_state_dict(state["lr_scheduler"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.position = Position(**state["position"])
-        at = self.position
+        self.optimizer.load_state_dict(optimizer)
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
         self.log.info(f"resuming in {self.label}, step {at.step} ({at.updates} updates made)")
 
-    def fit(self) -> Accuracy:
+    def fit(self) -> Measured:
         """Train to the end; returns the accuracy of the last epoch.
 
         Raises:
@@ -174,7 +199,7 @@ class Loop:
         """
         plan, position = self.plan, self.position
         total = plan.epochs * self.steps
-        with self.signals.listening(), self.log.bar(self.label, total, position.updates) as bar:
+        with self.signals.listening(), self.log.bar(self.label, total, self.place) as bar:
             while True:
                 self.train_epoch(bar)
                 done = position.epoch + 1
@@ -187,6 +212,11 @@ class Loop:
                     return accuracy
                 self.end_epoch(accuracy)
                 position.epoch, position.step, position.sums = done, 0, {}
+
+    @property
+    def place(self) -> int:
+        """Steps from the start of the run to here, as its settings of now count them."""
+        return self.position.epoch * self.steps + self.position.step
 
     @property
     def label(self) -> str:
@@ -220,7 +250,7 @@ class Loop:
         seed = int(derive(STEP, self.seed, position.updates, processes.rank())[0])
         where = f"epoch {position.epoch}, step {position.updates}"
         if self.schedule is not None:
-            self.schedule.step_update(position.updates)
+            self.schedule.step_update(self.place)
         losses = self.task.losses(self.data.prepare(batch, position.updates), seed)
         # One small reduction tells every process the global losses, and whether any was asked to stop.
         asked = torch.full_like(losses["loss"], float(self.signals.received is not None))
@@ -246,6 +276,8 @@ class Loop:
         for name, value in values.items():
             position.sums[name] = position.sums.get(name, 0.0) + value
         position.step, position.updates = position.step + 1, position.updates + 1
+        if self.average:
+            self.average.update(position.updates)
 
     def save_and_stop(self) -> NoReturn:
         """Leave the run so that it goes on from here."""
@@ -270,7 +302,7 @@ class Loop:
         if row["step"] % self.plan.log_every == 0:
             self.log.row("step", row)
         if bar is not None:
-            left = self.plan.epochs * self.steps - self.position.updates
+            left = self.plan.epochs * self.steps - self.place
             remaining = left * self.position.seconds / max(1, self.position.updates)
             hidden = ("epoch", "step", "grad_norm", "images_per_second")
             shown = {name: value for name, value in row.items() if name not in hidden}
@@ -301,22 +333,30 @@ class Loop:
         if processes.is_main():
             self.folder.save(path, self.state())
 
-    def evaluate_epoch(self) -> Accuracy:
-        """Measure the model, log it, and keep it when it is the best so far."""
+    def evaluate_epoch(self) -> Measured:
+        """Measure the model (its average, where there is one), log it, and keep the best so far."""
+        with self.average.in_place() if self.average else nullcontext():
+            reduce.share_buffers(self.task.model)  # with statistics of each share, they differ
+            accuracy = self.evaluate(self.signals.asked)
+            improved = self.take_note(accuracy)
+            if improved and processes.is_main():
+                position = self.position
+                measured = {k: f"{v:.4f}" for k, v in accuracy.row().items() if k in HANDED_ON}
+                about = {"epoch": str(position.epoch), **measured}
+                about = {"model": self.settings["identity"]["model"], **about}
+                save_weights(self.folder.student, self.task.model.state_dict(), about)
+        if improved and self.plan.keep_best:
+            self.save(self.folder.best)
+        return accuracy
+
+    def take_note(self, accuracy: Measured) -> bool:
+        """Log what was measured; whether it is the best so far."""
         position = self.position
-        reduce.share_buffers(self.task.model)  # with statistics of each share, they differ
-        accuracy = self.evaluate(self.signals.asked)
         self.log.row("eval", {"epoch": position.epoch, "step": position.updates, **accuracy.row()})
-        improved = accuracy.acc1 > position.best_acc1
+        improved = accuracy.score > position.best_acc1
         if improved:
-            position.best_acc1, position.best_epoch = accuracy.acc1, position.epoch
+            position.best_acc1, position.best_epoch = accuracy.score, position.epoch
         mean = position.sums["loss"] / self.steps
         best = "  best" if improved else ""
         self.log.info(f"{self.label}  train loss {mean:.4f}  {accuracy}{best}")
-        if improved and self.plan.keep_best:
-            self.save(self.folder.best)
-        if improved and processes.is_main():
-            about = {"epoch": str(position.epoch), "acc1": f"{accuracy.acc1:.4f}"}
-            about = {"model": self.settings["identity"]["model"], **about}
-            save_weights(self.folder.student, self.task.model.state_dict(), about)
-        return accuracy
+        return improved

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from srd.config.flags import FLAGS
+from srd.config.flags import FLAGS, SWITCHES
 from srd.config.layers import Layer, nested, read_yaml
 from srd.errors import UserError, nearest
 from srd.files.locate import recipe_file
@@ -16,7 +16,9 @@ from srd.training.presets import configure_training
 from srd.training.train import Trained
 from srd.training.train import train as train_configured
 
-SHORT = {"student": "model.name", "data": "data.path"}
+SHORT = {"student": "model.name", "data": "data.path"} | {
+    name: field for name, (field, _) in SWITCHES.items()
+}
 
 
 def train(

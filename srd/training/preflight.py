@@ -41,8 +41,9 @@ def preflight(
     """
     parameters = sum(p.numel() for p in model.parameters())
     yield from inputs.notes
+    classes = f"{inputs.num_classes} classes" if inputs.num_classes else "no labels"
     yield (
-        f"{name}, {parameters / 1e6:.2f} M parameters, {inputs.num_classes} classes; "
+        f"{name}, {parameters / 1e6:.2f} M parameters, {classes}; "
         f"{inputs.train_images} training and {inputs.val_images} validation images; "
         f"{precision.device}, {precision}, {processes.world_size()} process(es)"
     )

@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from srd.config.fields import Plan
+from srd.config.layers import dump_yaml
 from srd.device import Precision, device_name
 from srd.distributed import processes
-from srd.evaluation.accuracy import Accuracy
-from srd.run.folder import RunFolder
+from srd.errors import UserError
+from srd.evaluation.accuracy import Accuracy, Measured
+from srd.files.checkpoint import write_text
+from srd.run.extension import Pace, as_comments, extend, images_trained, lines
+from srd.run.folder import SCORES, RunFolder
 from srd.run.log import RunLog, clock
 from srd.run.provenance import provenance
-from srd.run.resume import Opened, instead, open_run
-from srd.run.state import Misfit
+from srd.run.resume import SLIM, Opened, instead, open_run
+from srd.run.state import MOST, Misfit
 from srd.training.fit import check_fits
 from srd.training.loop import Loop
 
@@ -46,6 +50,8 @@ class Session:
     Args:
         settings: the resolved configuration, saved in every checkpoint.
         opened: where the run starts.
+        config_text: what config.yaml holds.
+        slim: remove the checkpoints when the run is done.
     """
 
     folder: RunFolder
@@ -53,6 +59,8 @@ class Session:
     settings: Mapping[str, Any]
     identity: Identity
     opened: Opened
+    config_text: str  # of config.yaml
+    slim: bool
 
     @property
     def state(self) -> Mapping[str, Any] | None:
@@ -77,6 +85,9 @@ class Session:
         Raises:
             UserError: there is none before, or the checkpoint is one that was asked for.
         """
+        if self.opened.changed:
+            self.extend(loop)
+            return
         while self.opened.state is not None:
             try:
                 check_fits(loop, self.opened.state)
@@ -92,10 +103,37 @@ class Session:
             row = {"model": "teacher", "epoch": 0, "step": 0, **accuracy.row()}
             self.log.row("eval", row, board={})
 
+    def extend(self, loop: Loop) -> None:
+        """Put `loop` where the run was, under other settings, and save it before its next step.
+
+        From then on it is a run of these settings, whose command goes on with or without --extend.
+
+        Raises:
+            UserError: the checkpoint is none of a network, or a loss, of these settings.
+        """
+        opened, search = self.opened, self.opened.search
+        assert opened.state is not None and search is not None and search.pace is not None
+        state = extend(opened.state, opened.changed, search.pace)
+        try:
+            check_fits(loop, state, changed=True)
+        except Misfit as misfit:
+            what = "; ".join(opened.changed[:5])
+            raise UserError(
+                f"--extend cannot change {what}: in {opened.start.path}, {misfit}"
+            ) from None
+        self.log.lines(lines(state, opened.state, search.pace.epochs))
+        loop.load_state(state, changed=True)
+        self.log.start_at(state["position"]["updates"])
+        if processes.is_main():
+            self.folder.result.unlink(missing_ok=True)  # it is no finished run any more
+        loop.save_last()
+        if processes.is_main():
+            write_text(self.folder.config, self.config_text + as_comments(state["extended"]))
+
     def finish(
         self,
         loop: Loop,
-        accuracy: Accuracy,
+        accuracy: Measured,
         *,
         plan: Plan,
         precision: Precision,
@@ -115,23 +153,33 @@ class Session:
                 **asdict(self.identity),
                 **about,
                 **accuracy.row(),
-                "best_acc1": position.best_acc1,
+                **accuracy.best(position.best_acc1),
                 "best_epoch": position.best_epoch,
                 "epochs": plan.epochs,
                 "updates": position.updates,
-                "images_trained": position.updates * plan.batch_size,
+                "images_trained": images_trained(loop.extended, position.updates, plan.batch_size),
                 "seconds": round(position.seconds, 1),
                 "device": device_name(precision.device),
                 "precision": str(precision),
                 "processes": processes.world_size(),
                 **provenance(),
+                **({"extended": loop.extended} if loop.extended else {}),
+                **({SLIM: self.saved_with} if self.slim else {}),
             }
         )
+        if self.slim:
+            self.folder.make_slim()
         self.log.info(
-            f"done in {clock(position.seconds)}: acc1 {accuracy.acc1:.2f}, best "
-            f"{position.best_acc1:.2f} in epoch {position.best_epoch + 1}; everything is in "
-            f"{self.folder.path}"
+            f"done in {clock(position.seconds)}: {accuracy.told(position.best_acc1)} in epoch "
+            f"{position.best_epoch + 1}; everything is in {self.folder.path} ({self.room()})"
         )
+
+    def room(self) -> str:
+        """What the folder takes, and what it could."""
+        mb = [self.folder.size(path) / 1e6 for path in (None, self.folder.checkpoints)]
+        if self.slim:
+            return f"{mb[0]:.1f} MB, without checkpoints"
+        return f"{mb[0]:.1f} MB, {mb[1]:.1f} of them checkpoints, which --slim removes"
 
 
 @contextmanager
@@ -145,6 +193,8 @@ def open_session(
     upgrade: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda settings: settings,
     config_text: str | None = None,
     copy_to: Path | None = None,
+    pace: Pace | None = None,
+    slim: bool = False,
 ) -> Iterator[Session | None]:
     """The run in `folder`, from its start or from where it was; None, and a word, if it is finished.
 
@@ -154,10 +204,13 @@ def open_session(
         upgrade: settings of an earlier version as today's.
         config_text: what `config.yaml` shall hold instead of `settings`.
         copy_to: a second place for the lines of `log.txt`.
+        pace: how long the run is, where it may go on under other settings (--extend).
+        slim: remove the checkpoints when the run is done, or has been before.
 
     Raises:
         UserError: as `open_run`, or the log cannot be written.
     """
+    text = config_text or dump_yaml(settings)
     opened = open_run(
         folder,
         resume,
@@ -165,20 +218,33 @@ def open_session(
         identity=asdict(identity),
         not_recipe=not_recipe,
         upgrade=upgrade,
-        config_text=config_text,
+        config_text=text,
+        pace=pace,
     )
     try:
         if (result := opened.result) is not None:
             if processes.is_main():
-                scores = f"acc1 {result['acc1']:.2f}, best {result['best_acc1']:.2f}"
+                kind = next(name for name in SCORES if name in result)
+                scores = f"{kind} {result[kind]:.2f}, best {result[f'best_{kind}']:.2f}"
                 print(f"already finished: {scores}; see {folder.path}")
+                if slim and opened.state is not None:
+                    folder.write_result({**result, SLIM: opened.state["config"]})
+                    folder.make_slim()
+                    print(f"without checkpoints, it takes {folder.size() / 1e6:.1f} MB")
             yield None
             return
-        log = RunLog(folder.path, processes.is_main(), opened.updates, copy_to)
+        first = MOST if opened.changed else opened.updates  # rows are dropped when all fits
+        log = RunLog(folder.path, processes.is_main(), first, copy_to)
         try:
             log.lines(opened.notes)
             yield Session(
-                folder=folder, log=log, settings=settings, identity=identity, opened=opened
+                folder=folder,
+                log=log,
+                settings=settings,
+                identity=identity,
+                opened=opened,
+                config_text=text,
+                slim=slim,
             )
         finally:
             log.close()

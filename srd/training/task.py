@@ -28,6 +28,8 @@ Teach = Callable[[Tensor], Output]  # images (B, 3, H, W) to what the teacher sa
 class DistillationTask(nn.Module):
     """ce_weight * CE + kl_weight * KL to the teacher's logits + repr_weight * the named loss.
 
+    Without targets there is no CE.
+
     A student with two heads learns its targets with the first and the teacher's logits with the
     second; without a teacher, both learn the targets. One head learns all.
 
@@ -37,7 +39,8 @@ class DistillationTask(nn.Module):
         distill: the name of the loss, the weights and the temperature.
         teach: None for losses without a teacher.
         smoothing: of class-index targets (mixed targets are smoothed when mixed).
-        knows_classes: whether the teacher's logits are of the targets' classes; else no KL.
+        knows_classes: whether the teacher's logits are of the student's classes; else no KL.
+        labelled: whether there are targets; without, the teacher alone teaches, both heads its logits.
     """
 
     teach: Teach | None
@@ -52,12 +55,13 @@ class DistillationTask(nn.Module):
         smoothing: float,
         precision: Precision,
         knows_classes: bool = True,
+        labelled: bool = True,
     ) -> None:
         super().__init__()
         self.student, self.distillation_loss = student, representation_loss
         self.distill, self.loss = distill, LOSSES[distill.loss.name]
         self.smoothing, self.precision = smoothing, precision
-        self.soft = self.loss.logits and knows_classes
+        self.soft, self.labelled = self.loss.logits and knows_classes, labelled
         self.hold(teach)
         # What a step calls: the modules themselves, or what stands before them.
         self.call_student: Callable[[Tensor], Output] = student
@@ -93,13 +97,18 @@ class DistillationTask(nn.Module):
         with self.precision.autocast():
             z_t = self.teach(images) if self.teach is not None else None
             z_s = self.call_student(images)
-            terms = {"ce": cross_entropy(z_s.logits, targets, self.smoothing)}
             soft = z_s.logits if z_s.distilled_logits is None else z_s.distilled_logits
-            if z_t is None and soft is not z_s.logits:
-                terms["ce"] = (terms["ce"] + cross_entropy(soft, targets, self.smoothing)) / 2
-            loss = distill.ce_weight * terms["ce"]
+            terms, loss = {}, z_s.logits.new_zeros(())
+            if self.labelled:
+                terms["ce"] = cross_entropy(z_s.logits, targets, self.smoothing)
+                if z_t is None and soft is not z_s.logits:
+                    terms["ce"] = (terms["ce"] + cross_entropy(soft, targets, self.smoothing)) / 2
+                loss = distill.ce_weight * terms["ce"]
             if z_t is not None and self.soft:
                 terms["kl"] = distillation_kl(soft, z_t.logits, distill.temperature)
+                if not self.labelled and soft is not z_s.logits:
+                    first = distillation_kl(z_s.logits, z_t.logits, distill.temperature)
+                    terms["kl"] = (terms["kl"] + first) / 2
                 loss = loss + distill.kl_weight * terms["kl"]
             if z_t is not None and self.call_loss is not None:
                 reads = self.loss.reads or "features"

@@ -47,7 +47,8 @@ def measure_teacher(
     Unless asked for, it is measured on a sample, for the log alone; a teacher of other classes is
     not measured.
     """
-    if teacher is None or settings.evaluate is False or not teacher.knows_classes:
+    measurable = teacher is not None and teacher.knows_classes and inputs.num_classes
+    if teacher is None or not measurable or settings.evaluate is False:
         return None
     inputs = inputs if settings.evaluate else sample(inputs, SAMPLE)
     label = "evaluating the teacher"

@@ -17,6 +17,7 @@ from srd.config.fields import (
     NOT_RECIPE,
     Config,
     Distill,
+    Plan,
     default_name,
     full_name,
     read_config,
@@ -34,10 +35,11 @@ from srd.errors import UserError
 from srd.evaluation.accuracy import Accuracy, evaluating, measure_on
 from srd.files.locate import recipe_file
 from srd.method.losses import LOSSES, NoSettings, create_loss
-from srd.models.initial import place_of, start_from
+from srd.models.initial import freeze_backbone, place_of, start_from
 from srd.models.outputs import width
 from srd.models.students import open_student
 from srd.models.teacher import LoadedTeacher, Normalization, open_teacher
+from srd.run.extension import Pace
 from srd.run.folder import RunFolder
 from srd.training.loop import Loop, TrainData
 from srd.training.memory import fit_training
@@ -47,6 +49,7 @@ from srd.training.presets import configure_training
 from srd.training.session import Identity, Session, open_session
 from srd.training.task import DistillationTask
 from srd.training.teaching import check_teacher, measure_teacher
+from srd.training.without_labels import comparing, open_unlabelled_teacher
 
 Trained = Literal["student", "teacher"]
 
@@ -70,11 +73,16 @@ def train(config: Config, trained: Trained = "student", notes: Sequence[str] = (
         set_determinism(config.deterministic)
         inputs = open_training(config, pin_memory=device.type == "cuda")
         distill = Distill(loss=NoSettings()) if trained == "teacher" else config.distill
-        config, teacher = with_teacher(config, distill, inputs, precision)
-        task = make_task(config, trained, distill, inputs.num_classes, teacher, precision)
+        teacher: LoadedTeacher | None
+        classes = inputs.num_classes
+        if config.data.unlabelled:
+            teacher, classes = open_unlabelled_teacher(config, distill, precision)
+        else:
+            config, teacher = with_teacher(config, distill, inputs, precision)
+        task = make_task(config, trained, distill, classes, teacher, precision)
         folder = RunFolder(config.output, config.name or default_name(config, trained))
         goes_on = config.resume == "auto" and folder.has_checkpoints()
-        started = None if goes_on else start(config, trained, task, inputs.num_classes)
+        started = None if goes_on else start(config, trained, task, classes)
         memory = fit_training(
             task,
             teacher.model if teacher else None,
@@ -87,11 +95,13 @@ def train(config: Config, trained: Trained = "student", notes: Sequence[str] = (
             config = replace(config, train=replace(config.train, micro_batch=memory.micro_batch))
         with open_session(
             folder,
-            identify(config, trained, inputs, teacher),
-            settings=to_mapping(config),
+            identify(config, trained, inputs, teacher, classes),
+            settings=to_mapping(replace(config, extend=False, slim=False)),
             not_recipe=NOT_RECIPE,
             resume=config.resume,
             upgrade=upgraded,
+            pace=pace_of(config.train, inputs) if config.extend else None,
+            slim=config.slim,
         ) as session:
             if session is None:
                 return
@@ -133,6 +143,12 @@ def train(config: Config, trained: Trained = "student", notes: Sequence[str] = (
                     "seed": config.seed,
                 },
             )
+
+
+def pace_of(plan: Plan, inputs: Inputs) -> Pace:
+    """How long the run is."""
+    assert inputs.train_batches is not None
+    return Pace(plan.epochs, len(inputs.train_batches), plan.batch_size)
 
 
 def upgraded(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,7 +216,8 @@ def with_trained_teacher(config: Config, num_classes: int) -> Config:
         if processes.is_main():
             print(f"first the teacher, once: {path} into {folder.path}")
         train(recipe, "teacher", notes)
-    checkpoint = str(folder.best if recipe.train.keep_best else folder.last)
+    file = folder.best if recipe.train.keep_best else folder.last
+    checkpoint = str(file if file.is_file() else folder.path)  # of a slim run
     teacher = replace(config.teacher, name=recipe.teacher.name, checkpoint=checkpoint)
     return replace(config, teacher=teacher)
 
@@ -243,6 +260,8 @@ def make_task(
                 teacher_dim=width(teacher.model, loss.reads, image_size=size, role="teacher"),
                 across_ranks=config.train.global_statistics,
             )
+    if config.model.freeze_backbone:
+        freeze_backbone(student.model, f"the student {config.model.name}")
     return DistillationTask(
         student,
         representation,
@@ -251,6 +270,7 @@ def make_task(
         smoothing=config.augment.label_smoothing,
         precision=precision,
         knows_classes=teacher is None or teacher.knows_classes,
+        labelled=not config.data.unlabelled,
     ).to(precision.device)
 
 
@@ -285,28 +305,36 @@ def make_loop(
     """The loop with everything that it needs."""
     assert inputs.train is not None and inputs.train_batches is not None
     plan, optim = config.train, config.optim
-    mix = Mix(config.augment, num_classes=inputs.num_classes, seed=config.seed)
+    mix = Mix(config.augment, num_classes=max(1, inputs.num_classes), seed=config.seed)
 
     def ready(batch: Batch, step: int) -> tuple[Tensor, Tensor]:
         for name in inputs.broken.check(batch):
             session.log.info(f"skipped {name}")
         return mix(*to_device(batch, precision.device, precision.dtype), step)
 
-    def evaluate(stop: Any) -> Accuracy:
+    def accuracy(stop: Any) -> Accuracy:
         with evaluating(task.model):
             return measure_on(inputs, task.model, precision, session.log, "evaluating", stop)
 
+    def start_epoch(_: int) -> None:
+        task.train()
+        if config.model.freeze_backbone:
+            task.model.eval()
+
+    unlabelled = config.data.unlabelled
+    evaluate = comparing(task, inputs, precision, session.log) if unlabelled else accuracy
     optimizer = create_optimizer(task, optim, batch_size=plan.batch_size, device=precision.device)
+    schedule = create_schedule(
+        optimizer,
+        optim,
+        batch_size=plan.batch_size,
+        steps_per_epoch=len(inputs.train_batches),
+        epochs=plan.epochs,
+    )
     return Loop(
         task=task,
         optimizer=optimizer,
-        schedule=create_schedule(
-            optimizer,
-            optim,
-            batch_size=plan.batch_size,
-            steps_per_epoch=len(inputs.train_batches),
-            epochs=plan.epochs,
-        ),
+        schedule=schedule,
         plan=plan,
         seed=config.seed,
         clip_norm=optim.clip_norm,
@@ -316,19 +344,25 @@ def make_loop(
         folder=session.folder,
         log=session.log,
         settings=session.saved_with,
-        start_epoch=lambda epoch: task.train(),
+        start_epoch=start_epoch,
+        move_schedule=lambda epochs, steps: schedule.step_update(max(0, steps - 1)),
     )
 
 
 def identify(
-    config: Config, trained: Trained, inputs: Inputs, teacher: LoadedTeacher | None
+    config: Config,
+    trained: Trained,
+    inputs: Inputs,
+    teacher: LoadedTeacher | None,
+    classes: int,
 ) -> Identity:
-    """What the run's checkpoints must agree on."""
+    """What the run's checkpoints must agree on; without labels, the classes are the teacher's."""
+    of_teacher = (teacher.class_names or []) if teacher and classes else []
     return Identity(
         model=config.teacher.name if trained == "teacher" else full_name(config.model.name),
         trained=trained,
         train_images=inputs.train_images,
-        num_classes=inputs.num_classes,
-        class_names=inputs.class_names,
+        num_classes=classes,
+        class_names=of_teacher if config.data.unlabelled else inputs.class_names,
         teacher_sha256=teacher.sha256 if teacher else None,
     )

@@ -223,7 +223,8 @@ def test_commands_on_the_digits(page: Path, trained: Path, monkeypatch: pytest.M
     for block in blocks(page, "bash"):
         for command in filter(runs_here, commands(block)):
             training = {"--train_student", "--train_teacher"} & set(command.arguments)
-            shorter = ["--epochs=1"] if command.program == DEIT and training else []
+            epochs = 2 if "--extend" in command.arguments else 1
+            shorter = [f"--epochs={epochs}"] if command.program == DEIT and training else []
             piped = subprocess.run(
                 ["bash", "-c", command.before], capture_output=True, check=True, timeout=60
             ).stdout

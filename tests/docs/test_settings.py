@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from srd.config.fields import Config
-from srd.config.flags import FLAGS
+from srd.config.flags import FLAGS, SWITCHES
 from srd.config.layers import dotted_keys, flatten, to_mapping
 from tests.docs.pages import ROOT
 
@@ -27,5 +27,5 @@ def test_every_field_with_its_default() -> None:
 
 
 def test_every_flag() -> None:
-    flags = {field: f"--{name}" for name, (field, _) in FLAGS.items()} | {"compile": "--compile"}
+    flags = {field: f"--{name}" for name, (field, _) in (FLAGS | SWITCHES).items()}
     assert {field: flag for field, flag, _ in ROWS if flag} == flags

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from resnet import train as runner
 from resnet.extension import Digits
 from srd.files.checkpoint import load_file as load_state
 from srd.run.log import read_metrics
+from srd.training.averaging import RAW
 from tests.resnet.recipes import CE, CRITERION, DATA, LOADERS, PAIR, TEST, Command, plain_student
 
 PLAIN = "\nmodels:\n  model: {key: resnet18, kwargs: {num_classes: 10}}\n"
@@ -259,3 +261,53 @@ def test_a_changed_recipe_is_not_resumed(
     assert command(srd_yaml) == 0
     assert command(srd_yaml.replace("num_epochs: 2", "num_epochs: 3")) == 2
     assert "train.num_epochs: 2 -> 3" in capsys.readouterr().err
+
+
+def test_a_run_is_extended_with_its_schedule_moved(
+    tmp_path: Path, srd_yaml: str, command: Command
+) -> None:
+    """More epochs and a sharper fall: the rates are those of such a run from its start."""
+    assert command(srd_yaml) == 0
+    epochs = re.search(r"num_epochs: (\d+)", srd_yaml)
+    assert epochs is not None
+    more = int(epochs[1]) + 1
+    changed = srd_yaml.replace(epochs[0], f"num_epochs: {more}")
+    changed = re.sub(r"gamma: [\d.]+", "gamma: 0.5", changed)
+    assert command(changed) == 2
+    assert command(changed, "--extend") == 0
+    assert command(changed, "--name", "whole") == 0
+    folder = tmp_path / "runs/run"
+    rows, whole = (
+        read_metrics(tmp_path / f"runs/{name}/metrics.jsonl", "step") for name in ("run", "whole")
+    )
+    assert [row["step"] for row in rows] == [row["step"] for row in whole]
+    assert rows[-1]["lr"] == whole[-1]["lr"]
+    [record] = json.loads((folder / "result.json").read_text())["extended"]
+    assert record["from_epoch"] == more - 1
+    assert any("num_epochs" in change for change in record["changed"])
+    assert "# extended in epoch" in (folder / "config.yaml").read_text()
+
+
+def test_a_moving_average_is_handed_on_and_survives_a_stop(
+    tmp_path: Path, srd_yaml: str, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = srd_yaml.replace("run: {log_every: 1", "run: {log_every: 1, ema_decay: 0.9")
+    assert command(text, "--name", "whole") == 0
+    to_device, steps = runner.to_device, iter(range(100))
+
+    def struck(*items: Any, **more: Any) -> Any:
+        if next(steps) == 4:
+            signal.raise_signal(signal.SIGTERM)
+        return to_device(*items, **more)
+
+    monkeypatch.setattr(runner, "to_device", struck)
+    assert command(text, "--name", "halves") == 143
+    assert command(text, "--name", "halves") == 0
+    whole, halves = (
+        load_state(tmp_path / f"runs/{n}/checkpoints/last.pth") for n in ("whole", "halves")
+    )
+    for part in ("model", RAW, "extras", "optimizer"):
+        assert_same(whole[part], halves[part])
+    assert not torch.equal(whole["model"]["fc.weight"], whole[RAW]["fc.weight"])
+    best = load_state(tmp_path / "runs/whole/checkpoints/best.pth")["model"]
+    assert_same(best, load_file(tmp_path / "runs/whole/student.safetensors"))
