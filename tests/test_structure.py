@@ -33,8 +33,12 @@ ROOMS = {
         "config", "data", "device", "distributed", "errors", "evaluation", "files", "method",
         "models", "run", "streams",
     },
+    "bench": {
+        "config", "data", "device", "distributed", "evaluation", "files", "method", "models", "run",
+        "training",
+    },
     "commands": {
-        "cli", "config", "data", "device", "errors", "export", "files", "installed", "printable",
+        "bench", "cli", "config", "data", "device", "errors", "export", "files", "installed", "printable",
         "run",
     },
     "__init__": {"errors", "files", "installed", "method", "models", "training"},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -26,6 +28,23 @@ def open_digits(data: Data, training: bool) -> Opened:
     return Opened(train, DigitImages("val"))
 
 
+def read_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Images (1797, 8, 8) with values from 0 to 16, and classes (1797,), in scikit-learn's order.
+
+    Its file is read without importing scikit-learn, which takes longer than all else here.
+    """
+    package = find_spec("sklearn")
+    assert package is not None and package.submodule_search_locations, "a dependency"
+    file = Path(package.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
+    if not file.is_file():  # another version has it elsewhere
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        return digits.images, digits.target
+    rows = np.loadtxt(file, delimiter=",")
+    return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1].astype(int)
+
+
 class DigitImages:
     """scikit-learn's 1,797 scanned digits (UCI, 8x8 pixels), with a fixed split.
 
@@ -46,11 +65,9 @@ class DigitImages:
                 f"per_class of the digits is {per_class!r}: a number of images, or null"
             )
 
-        from sklearn.datasets import load_digits  # it takes more than a second to import
-
-        self._digits = load_digits()
+        self._images, targets = read_digits()
         self.classes = [str(digit) for digit in range(10)]
-        targets = self._digits.target
+        self._classes = targets
         # RandomState's streams are frozen by NumPy's compatibility policy: the split never moves.
         order = np.random.RandomState(0).permutation(len(targets))
         test = order[first_per_class(targets[order], DIGITS_TEST_PER_CLASS)]
@@ -66,12 +83,12 @@ class DigitImages:
 
     @cached_property
     def _pixels(self) -> np.ndarray:
-        return np.round(self._digits.images * (255 / 16)).astype(np.uint8)
+        return np.round(self._images * (255 / 16)).astype(np.uint8)
 
     def load(self, index: int) -> tuple[Image.Image, int]:
         position = self._indices[index]
         image = Image.fromarray(self._pixels[position]).convert("RGB")
-        return image, int(self._digits.target[position])
+        return image, int(self._classes[position])
 
     def name(self, index: int) -> str:
         return f"digit {self._indices[index]}"

@@ -7,6 +7,7 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from srd.distributed.cpu_batch_norm import CpuBatchNorm
 from srd.distributed.processes import world_size
 from srd.distributed.reduce import global_sum
 from srd.errors import UserError
@@ -23,6 +24,12 @@ def normalize(layer: _BatchNorm, x: Tensor) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         work = x.to(torch.promote_types(torch.float32, x.dtype))
         count = work.numel() // work.shape[1] * world_size()
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            out, mean, variance = CpuBatchNorm.apply(
+                work, layer.weight, layer.bias, layer.eps, count
+            )
+            _track(layer, mean, variance, count)
+            return out.to(x.dtype)
         wide = torch.float64 if x.device.type == "cpu" else work.dtype
         others = [dim for dim in range(x.ndim) if dim != 1]
         channels = (-1, *[1] * (x.ndim - 2))

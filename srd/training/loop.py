@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -24,6 +25,7 @@ from srd.evaluation.accuracy import EvaluationStopped, Measured
 from srd.files.checkpoint import save_weights
 from srd.run.folder import RunFolder
 from srd.run.log import Bar, RunLog, clock
+from srd.run.saver import Saver
 from srd.training.averaging import Average, trained
 from srd.training.update import check_finite, update
 
@@ -146,6 +148,7 @@ class Loop:
         self.position, self.extended = Position(), list[dict[str, Any]]()
         self.pending: Pending | None = None
         self.signals, self.stopping = StopSignals(), False
+        self.saver = Saver()
 
     def state(self) -> dict[str, Any]:
         """Everything that the run needs to go on, as tensors and plain values.
@@ -199,7 +202,11 @@ class Loop:
         """
         plan, position = self.plan, self.position
         total = plan.epochs * self.steps
-        with self.signals.listening(), self.log.bar(self.label, total, self.place) as bar:
+        with (
+            self.saver.finishing(),
+            self.signals.listening(),
+            self.log.bar(self.label, total, self.place) as bar,
+        ):
             while True:
                 self.train_epoch(bar)
                 done = position.epoch + 1
@@ -267,6 +274,7 @@ class Loop:
             backward=self.backward,
         )
         self.stopping = stop.wait()["asked"] > 0
+        self.saver.check()
         self.log_pending(bar)
         now = time.perf_counter()
         speed = self.plan.batch_size / (now - self.clock)
@@ -282,6 +290,7 @@ class Loop:
     def save_and_stop(self) -> NoReturn:
         """Leave the run so that it goes on from here."""
         self.save_last()
+        self.saver.wait()
         processes.barrier()  # torchrun ends the others when one leaves: wait until it is saved
         place = f"{self.label}, step {self.position.step} of {self.steps}"
         raise Stopped(f"saved {self.folder.last} in {place}", self.signals.code)
@@ -322,16 +331,14 @@ class Loop:
 
     def save_last(self) -> None:
         """Write `last.pth`, and keep the ones before it that the plan asks for."""
-        self.log_pending()
-        if processes.is_main():
-            self.folder.keep_last(self.plan.keep_last)
-        self.save(self.folder.last)
+        self.save(self.folder.last, before=lambda: self.folder.keep_last(self.plan.keep_last))
 
-    def save(self, path: Path) -> None:
-        """Write a checkpoint, once every step in it is known to be sound."""
+    def save(self, path: Path, before: Callable[[], object] = lambda: None) -> None:
+        """Write a checkpoint, once every step in it is known to be sound, while training goes on."""
         self.log_pending()
         if processes.is_main():
-            self.folder.save(path, self.state())
+            write = partial(self.folder.save, path)
+            self.saver.save(self.state(), lambda state: (before(), write(state)))
 
     def evaluate_epoch(self) -> Measured:
         """Measure the model (its average, where there is one), log it, and keep the best so far."""

@@ -17,7 +17,7 @@ from srd.installed import PROJECT, need_extra, registered, version
 from tests.conftest import RunPython
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = {"train", "evaluate", "predict", "export", "report"}
+COMMANDS = {"train", "evaluate", "predict", "export", "report", "bench"}
 
 
 def test_usage_has_a_line_for_each_command(capsys: pytest.CaptureFixture[str]) -> None:

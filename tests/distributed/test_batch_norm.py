@@ -64,6 +64,49 @@ def test_alone_timms_and_that_of_vectors_are_the_same_bits(
         assert torch.equal(ours.state_dict()[name], value)
 
 
+def spread(shape: tuple[int, ...], memory: str) -> Tensor:
+    """Values of `shape` in memory as the name says."""
+    x = torch.randn(shape) * 3 + 5
+    if memory == "one value":
+        return x.flatten()[0].expand(shape)
+    return x.contiguous(memory_format=torch.channels_last) if memory == "channels last" else x
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 300, 310), (9, 5, 130, 131), (6, 7, 2, 2), (8, 5, 1, 1)])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("memory", ["contiguous", "channels last"])
+@pytest.mark.parametrize("of_gradient", ["contiguous", "channels last", "one value"])
+def test_one_function_gives_the_bits_of_its_formulas(
+    shape: tuple[int, ...],
+    affine: bool,
+    memory: str,
+    of_gradient: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layer = GlobalBatchNorm2d(shape[1], affine=affine)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    images, grad = spread(shape, memory), spread(shape, of_gradient)
+    results = []
+    for formulas in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda formulas=formulas: formulas)
+        mine, x = copy.deepcopy(layer), images.clone().requires_grad_()
+        out = mine(x)
+        out.backward(grad)
+        grads = [p.grad for p in mine.parameters()]
+        results.append([out.detach(), x.grad, *grads, *mine.buffers()])
+    assert type(out.grad_fn).__name__ != "CpuBatchNormBackward"
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
+
+
+def test_its_gradients_are_right() -> None:
+    layer = GlobalBatchNorm2d(3, eps=0.1).double()
+    nn.init.normal_(layer.weight)
+    x = torch.randn(4, 3, 2, 5, dtype=torch.float64, requires_grad=True)
+    assert type(layer(x).grad_fn).__name__ == "CpuBatchNormBackward"
+    torch.autograd.gradcheck(layer, x)
+
+
 def nested_network() -> nn.ModuleDict:
     block = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, eps=0.1, momentum=0.3))
     return nn.ModuleDict(

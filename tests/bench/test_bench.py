@@ -1,0 +1,103 @@
+"""Benchmarks: every one runs, with sizes at which its numbers say nothing."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+
+import pytest
+import torch
+
+from srd.bench import evaluation, images, pages, saving, start, step
+from srd.bench.machine import machine, matrix_rate, memory_rate
+from srd.bench.timing import SIZES, Line, Sizes, in_turn, spread
+from srd.commands.bench import run
+from srd.errors import UserError
+from srd.installed import registered
+
+CPU = torch.device("cpu")
+TINY = SIZES["tiny"]
+
+
+def test_calls_are_timed_in_turn() -> None:
+    calls: list[str] = []
+    names = ("ours", "reference")
+    times = in_turn({name: lambda name=name: calls.append(name) for name in names}, seconds=0)
+    assert calls == [*names] * 4 and [len(times[name]) for name in names] == [3, 3]
+    assert all(second >= 0 for seconds in times.values() for second in seconds)
+    assert len(in_turn({"ours": lambda: None}, seconds=0.05)["ours"]) > 3
+
+
+def test_a_line_is_its_medians() -> None:
+    line = Line(name="a: b", ours=[3.0, 1.0, 2.0], reference=[4.0, 5.0, 4.0], floor=0.5, items=8)
+    assert line.ratio == 0.5 and line.row()["items_per_second"] == 4
+    assert spread([1.0]) == 0 and spread([1.0, 2.0, 3.0, 4.0]) == pytest.approx(0.5)
+    row = pages.table([line]).splitlines()[2]
+    assert "2,000.0 ms" in row and "| 0.50 |" in row and "(4.00)" in row
+
+
+def test_the_machine_is_told_and_measured(tmp_path: Path) -> None:
+    about = machine(CPU)
+    assert about["cores"] and about["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert matrix_rate(CPU) > 1e8 and memory_rate(CPU) > 1e7
+    pages.write(tmp_path / "all.json", [Line(name="a", ours=[1.0], reference=[])], about)
+    content = json.loads((tmp_path / "all.json").read_text())
+    assert content["lines"][0]["ratio"] is None and content["machine"]["cores"] == about["cores"]
+
+
+@pytest.mark.parametrize("module", [images, evaluation, saving], ids=lambda m: m.__name__)
+def test_each_runs(module: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = list(module.measure(TINY, CPU))
+    assert lines and all(min(line.ours) > 0 and line.ratio for line in lines)
+    assert not list(tmp_path.iterdir())
+
+
+def test_both_steps_learn_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = list(step.measure(TINY, CPU))
+    assert [("alone" in line.name, line.floor > 0) for line in lines] == [
+        (False, True),
+        (True, True),
+    ]
+
+
+def test_the_pictures_are_as_large_as_imagenets(tmp_path: Path) -> None:
+    images.write_pictures(tmp_path, 3)
+    sizes = [file.stat().st_size for file in tmp_path.glob("train/*/*.jpg")]
+    assert len(sizes) == 3 and 80_000 < median(sizes) < 110_000
+
+
+@pytest.mark.skipif(not find_spec("torchdistill"), reason="needs torchdistill")
+def test_torchdistills_box_runs_beside_ours() -> None:
+    from resnet import bench
+
+    small = Sizes(seconds=0, image_size=32, batch_size=4, resnets=("resnet18", "resnet18"))
+    (line,) = bench.measure(small, CPU)
+    assert line.ratio
+
+
+@pytest.mark.slow
+def test_commands_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(list(start.measure(TINY, CPU))) == 3
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(UserError, match="did you mean 'step'"):
+        run(["stpe"])
+    with pytest.raises(UserError, match="--device tpu"):
+        run(["eval", "--device=tpu"])
+    assert {"data", "step", "processes", "save", "eval", "start"} <= set(registered("srd.benches"))
+
+
+def test_the_command_prints_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(["save", "--tiny", "--device=cpu", "--json=all.json"])
+    shown = capsys.readouterr().out
+    assert "| save: 1 MB, what a step waits |" in shown and "GFLOP/s" in shown
+    assert json.loads((tmp_path / "all.json").read_text())["lines"][1]["name"].startswith(
+        "save: 1 MB, until"
+    )
