@@ -67,7 +67,7 @@ def train(config: Config, trained: Trained = "student") -> None:
         inputs = open_training(config, pin_memory=device.type == "cuda")
         distill = Distill(loss=NoSettings()) if trained == "teacher" else config.distill
         config, teacher = with_teacher(config, distill, inputs, precision)
-        task = make_task(config, trained, distill, inputs.num_classes, teacher, precision)
+        task = make_task(config, trained, distill, inputs, teacher, precision)
         folder = RunFolder(config.output, config.name or default_name(config, trained))
         goes_on = config.resume == "auto" and folder.has_checkpoints()
         started = None if goes_on else start(config, trained, task, inputs.num_classes)
@@ -191,7 +191,7 @@ def with_trained_teacher(config: Config, num_classes: int) -> Config:
 def check_student(config: Config, num_classes: int) -> None:
     """Build the student once and drop it: mistakes in it are told before a teacher is trained."""
     loss, size = LOSSES[config.distill.loss.name], config.model.image_size
-    reads = loss.reads in ("features", "tokens")
+    reads = loss.reads not in (None, "logits")
     student = open_student(
         config.model.name, num_classes=num_classes, image_size=size, reads_features=reads
     )
@@ -203,7 +203,7 @@ def make_task(
     config: Config,
     trained: Trained,
     distill: Distill,
-    num_classes: int,
+    inputs: Inputs,
     teacher: LoadedTeacher | None,
     precision: Precision,
 ) -> DistillationTask:
@@ -212,11 +212,11 @@ def make_task(
     with seeded(INIT, config.seed):
         student = open_student(
             config.teacher.name if trained == "teacher" else config.model.name,
-            num_classes=num_classes,
+            num_classes=inputs.num_classes,
             image_size=size,
             drop_path=config.model.drop_path,
             role=trained,
-            reads_features=loss.reads in ("features", "tokens"),
+            reads_features=loss.reads not in (None, "logits"),
         )
         representation = None
         if teacher is not None and loss.reads is not None:
@@ -225,6 +225,7 @@ def make_task(
                 student_dim=width(student, loss.reads, image_size=size, role="student"),
                 teacher_dim=width(teacher.model, loss.reads, image_size=size, role="teacher"),
                 across_ranks=config.train.global_statistics,
+                train_images=inputs.train_images,
             )
     return DistillationTask(
         student,
@@ -270,10 +271,11 @@ def make_loop(
     plan, optim = config.train, config.optim
     mix = Mix(config.augment, num_classes=inputs.num_classes, seed=config.seed)
 
-    def ready(batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+    def ready(batch: Batch, step: int) -> tuple[Tensor, ...]:
         for name in inputs.broken.check(batch):
             session.log.info(f"skipped {name}")
-        return mix(*to_device(batch, precision.device, precision.dtype), step)
+        mixed = mix(*to_device(batch, precision.device, precision.dtype), step)
+        return (*mixed, batch.keys) if "keys" in task.loss.needs else mixed
 
     def evaluate(stop: Any) -> Accuracy:
         with evaluating(task.model):
