@@ -140,6 +140,20 @@ def use_local_statistics(box: Any) -> None:
             module.use_local_statistics()
 
 
+def give_keys(box: Any, keys: list[tuple[int, int]]) -> None:
+    """Tell a loss of ours which images the next batch holds."""
+    network = trained_network(box)
+    if hasattr(network, "keys"):
+        network.keys = torch.tensor(keys)
+
+
+def check_train_images(box: Any, images: int) -> None:
+    """Raise a UserError where a loss of ours was told another number of training images."""
+    told = getattr(getattr(trained_network(box), "distillation_loss", None), "train_images", images)
+    if told != images:
+        raise UserError(f"SimpleRecipeWrapper: train_images is {told}, the data set has {images}")
+
+
 def start_epoch(box: Any, models: Models, epoch: int) -> None:
     """The box's own start of an epoch; then the frozen teacher's backbone in evaluation mode.
 

@@ -89,6 +89,7 @@ def train(
         val=box.val_data_loader.dataset,
         test=test_loader(recipe).dataset,
     )
+    boxes.check_train_images(box, inputs.images)
     rehearse(box, models, inputs, precision, channels_last=recipe.run.channels_last)
     check_schedule(box, recipe.run.evaluate_every)
     rehearse_schedule(box, epochs, len(inputs.batches))
@@ -162,7 +163,8 @@ def make_loop(
     """The loop with everything that it needs."""
     task = BoxTask(box, models, precision)
 
-    def ready(items: Any, _: int) -> Items:
+    def ready(items: Any, updates: int) -> Items:
+        boxes.give_keys(box, inputs.batches.keys(updates))
         batch = split_items(items)
         check_targets(batch[1], classes)
         return to_device(batch, precision, channels_last=recipe.run.channels_last)

@@ -131,7 +131,7 @@ class Distill:
     What a loss does not have (`none` no KL, `kd` no representation) cannot be weighed.
     """
 
-    loss: LossSettings = field(default_factory=SimpleRecipeSettings)  # by name: srd, kd, none, vkd
+    loss: LossSettings = field(default_factory=SimpleRecipeSettings)  # by name: docs/settings.md
     temperature: Positive = 1.0
     ce_weight: NonNegative = 1.0
     kl_weight: NonNegative = 1.0
