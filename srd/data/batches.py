@@ -71,9 +71,8 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         for step in range(self.first_step, len(self)):
             yield self._share(epoch, order, step)
 
-    def keys(self, updates: int) -> list[tuple[int, int]]:
-        """This rank's share of the batch that follows so many others since the run's start."""
-        epoch, step = divmod(updates, len(self))
+    def keys(self, epoch: int, step: int) -> list[tuple[int, int]]:
+        """This rank's share of one batch of an epoch."""
         return self._share(epoch, self.order(epoch), step)
 
     def _share(self, epoch: int, order: np.ndarray, step: int) -> list[tuple[int, int]]:

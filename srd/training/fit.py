@@ -37,14 +37,17 @@ def check_fits(loop: Loop, state: Mapping[str, Any]) -> None:
 
 def _check_place(loop: Loop, position: Mapping[str, Any]) -> None:
     """The place is one of this run's."""
-    epochs, steps = loop.plan.epochs, loop.steps
+    span, steps = loop.span, loop.steps
     epoch, step, updates = (position[name] for name in ("epoch", "step", "updates"))
-    if epoch >= epochs:
-        raise Misfit(f"position.epoch is {epoch}, the run has {epochs}")
+    if epoch >= span.end:
+        raise Misfit(f"position.epoch is {epoch}, the run has {span.end}")
+    if epoch < span.first:
+        raise Misfit(f"position.epoch is {epoch}, of a stage before this one")
     if step > steps:
         raise Misfit(f"position.step is {step}, an epoch has {steps}")
-    if updates != epoch * steps + step:
-        raise Misfit(f"position.updates is {updates}, not {epoch * steps + step}")
+    made = span.updates + (epoch - span.first) * steps + step
+    if updates != made:
+        raise Misfit(f"position.updates is {updates}, not {made}")
     if step and "loss" not in position.get("sums", {}):
         raise Misfit("position.sums.loss is missing")
     if position.get("best_epoch", -1) > epoch:

@@ -89,6 +89,15 @@ class Position:
     sums: dict[str, float] = field(default_factory=dict)  # of this epoch's loss terms
 
 
+@dataclass(frozen=True)
+class Span:
+    """The part of a run that a loop trains: epochs from `first` to before `end`, after `updates`."""
+
+    first: int
+    end: int
+    updates: int = 0
+
+
 @dataclass
 class Pending:
     """A step that is made but not logged: its gradient norm is still on its way from the device."""
@@ -105,6 +114,7 @@ class Loop:
         clip_norm: of the gradients; None for no clipping.
         settings: the run's configuration, saved in every checkpoint.
         backward: from the (scaled) loss to gradients that are averaged over processes.
+        span: the epochs that are this loop's, of a run in stages; None: all of the plan's.
         start_epoch: puts every module into its training or evaluation mode.
         end_epoch: called between two epochs, with the accuracy where it was measured.
     """
@@ -127,14 +137,16 @@ class Loop:
         start_epoch: Callable[[int], object],
         end_epoch: Callable[[Accuracy | None], object] = lambda accuracy: None,
         backward: Callable[[Tensor], None] = Tensor.backward,
+        span: Span | None = None,
     ) -> None:
+        self.span = span or Span(0, plan.epochs)
         self.task, self.optimizer, self.schedule = task, optimizer, schedule
         self.plan, self.seed, self.clip_norm = plan, seed, clip_norm
         self.data, self.steps, self.evaluate = data, len(data.batches), evaluate
         self.folder, self.log, self.settings = folder, log, settings
         self.start_epoch, self.end_epoch, self.backward = start_epoch, end_epoch, backward
         self.scaler = precision.scaler()
-        self.position = Position()
+        self.position = Position(epoch=self.span.first, updates=self.span.updates)
         self.pending: Pending | None = None
         self.signals, self.stopping = StopSignals(), False
 
@@ -166,6 +178,11 @@ class Loop:
         at = self.position
         self.log.info(f"resuming in {self.label}, step {at.step} ({at.updates} updates made)")
 
+    def follow(self, before: Loop) -> None:
+        """Start where the stage before has ended; its losses' sums are not this one's."""
+        at = {**asdict(before.position), "epoch": self.span.first, "step": 0, "sums": {}}
+        self.position = Position(**at)
+
     def fit(self) -> Accuracy:
         """Train to the end; returns the accuracy of the last epoch.
 
@@ -180,10 +197,10 @@ class Loop:
                 done = position.epoch + 1
                 due = plan.evaluate_every and done % plan.evaluate_every == 0
                 try:
-                    accuracy = self.evaluate_epoch() if due or done >= plan.epochs else None
+                    accuracy = self.evaluate_epoch() if due or done >= self.span.end else None
                 except EvaluationStopped:
                     self.save_and_stop()
-                if accuracy is not None and done >= plan.epochs:
+                if accuracy is not None and done >= self.span.end:
                     return accuracy
                 self.end_epoch(accuracy)
                 position.epoch, position.step, position.sums = done, 0, {}
@@ -209,7 +226,7 @@ class Loop:
         self.log_pending(bar)
         self.log_epoch(position.step - first, time.perf_counter() - started)
         done = position.epoch + 1
-        if done >= plan.epochs or done % plan.save_every == 0:
+        if done >= self.span.end or done % plan.save_every == 0:
             self.save_last()
         if plan.keep_every and done % plan.keep_every == 0:
             self.save(self.folder.checkpoints / f"epoch_{position.epoch:04}.pth")
@@ -220,7 +237,7 @@ class Loop:
         seed = int(derive(STEP, self.seed, position.updates, processes.rank())[0])
         where = f"epoch {position.epoch}, step {position.updates}"
         if self.schedule is not None:
-            self.schedule.step_update(position.updates)
+            self.schedule.step_update(position.updates - self.span.updates)
         losses = self.task.losses(self.data.prepare(batch, position.updates), seed)
         # One small reduction tells every process the global losses, and whether any was asked to stop.
         asked = torch.full_like(losses["loss"], float(self.signals.received is not None))
