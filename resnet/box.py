@@ -223,8 +223,10 @@ def start_epoch(box: Any, models: Models, epoch: int) -> None:
     its own modules may learn.
     """
     box.pre_epoch_process(epoch=epoch)
+    groups = box.optimizer.param_groups
+    learning = {id(p) for group in groups for p in group["params"] if p.requires_grad}
     teacher = models.teacher
-    if teacher is not None and not any(p.requires_grad for p in teacher.parameters()):
+    if teacher is not None and not any(id(p) in learning for p in teacher.parameters()):
         teacher.eval()
 
 

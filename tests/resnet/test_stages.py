@@ -14,8 +14,14 @@ import torch
 from resnet import train as runner
 from srd.files.checkpoint import load_file
 from srd.run.log import read_metrics
-from tests.resnet.recipes import CE, CRITERION, DATA, LOADERS, PAIR, TEST, Command
+from tests.resnet.recipes import CE, CRITERION, DATA, LOADERS, TEST, Command
 
+FEW = DATA.replace("{split: val,", "{split: train, per_class: 2,")  # evaluating is not the point
+PAIR = """
+models:
+  teacher_model: {key: resnet32, kwargs: {num_classes: 10}}
+  student_model: {key: resnet20, kwargs: {num_classes: 10}}
+"""
 PLAIN = """
     teacher: {forward_proc: forward_batch_only, requires_grad: false}
     student: {forward_proc: forward_batch_only, requires_grad: true}
@@ -23,7 +29,7 @@ PLAIN = """
 HINT = """
     teacher:
       forward_proc: forward_batch_only
-      sequential: [conv1, bn1, relu, maxpool, layer1]
+      sequential: [conv1, bn1, relu, layer1]
       forward_hook: {input: [], output: [layer1]}
       requires_grad: false
     student:
@@ -31,9 +37,9 @@ HINT = """
       adaptations:
         convreg:
           key: ConvReg
-          kwargs: {num_input_channels: 64, num_output_channels: 64, kernel_size: 1, stride: 1,
+          kwargs: {num_input_channels: 16, num_output_channels: 16, kernel_size: 1, stride: 1,
                    padding: 0, uses_relu: true}
-      sequential: [conv1, bn1, relu, maxpool, layer1, '+convreg']
+      sequential: [conv1, bn1, relu, layer1, '+convreg']
       frozen_modules: []
       forward_hook: {input: [], output: ['+convreg']}
       requires_grad: true
@@ -55,13 +61,13 @@ FACTOR_FIRST = """
       auxiliary_model_wrapper:
         key: Teacher4FactorTransfer
         kwargs:
-          minimal: {{sequential: [conv1, bn1, relu, maxpool, layer1, layer2, layer3, layer4]}}
-          input_module_path: teacher_model.layer4
+          minimal: {{sequential: [conv1, bn1, relu, layer1, layer2, layer3]}}
+          input_module_path: teacher_model.layer3
           paraphraser_kwargs: &paraphraser
-            {{k: 0.5, num_input_channels: 512, kernel_size: 3, stride: 1, padding: 1, uses_bn: false}}
+            {{k: 0.5, num_input_channels: 64, kernel_size: 3, stride: 1, padding: 1, uses_bn: false}}
           paraphraser_ckpt: {folder}/runs/paraphraser.pt
           uses_decoder: true
-      forward_hook: {{input: [], output: [teacher_model.layer4, paraphraser]}}
+      forward_hook: {{input: [], output: [teacher_model.layer3, paraphraser]}}
       requires_grad: true
       frozen_modules: [teacher_model]
     student:
@@ -77,8 +83,8 @@ FACTOR_FIRST_LOSS = """
             key: SimpleLossWrapper
             kwargs:
               input: {is_from_teacher: true, module_path: paraphraser, io: output}
-              target: {is_from_teacher: true, module_path: teacher_model.layer4, io: output}
-          weight: 1.0
+              target: {is_from_teacher: true, module_path: teacher_model.layer3, io: output}
+          weight: 0.000001  # a random teacher's features are large
 """
 FACTOR_SECOND = """
     teacher:
@@ -87,22 +93,22 @@ FACTOR_SECOND = """
         key: Teacher4FactorTransfer
         kwargs:
           minimal:
-          input_module_path: teacher_model.layer4
+          input_module_path: teacher_model.layer3
           paraphraser_kwargs: *paraphraser
           paraphraser_ckpt: {folder}/runs/paraphraser.pt
           uses_decoder: false
-      forward_hook: {{input: [], output: [teacher_model.layer4, paraphraser]}}
+      forward_hook: {{input: [], output: [teacher_model.layer3, paraphraser]}}
       requires_grad: false
     student:
       forward_proc: forward_batch_only
       auxiliary_model_wrapper:
         key: Student4FactorTransfer
         kwargs:
-          input_module_path: student_model.layer4
+          input_module_path: student_model.layer3
           translator_kwargs:
-            {{num_input_channels: 512, num_output_channels: 256, kernel_size: 3, stride: 1, padding: 1,
+            {{num_input_channels: 64, num_output_channels: 32, kernel_size: 3, stride: 1, padding: 1,
              uses_bn: false}}
-      forward_hook: {{input: [], output: [student_model.layer4, translator]}}
+      forward_hook: {{input: [], output: [student_model.layer3, translator]}}
       requires_grad: true
 """
 FACTOR_SECOND_LOSS = """
@@ -119,28 +125,26 @@ def indented(text: str, by: int = 2) -> str:
     return "\n".join(" " * by + line if line else line for line in text.split("\n"))
 
 
-def staged(files: tuple[Path, Path], first: tuple[str, str], second: tuple[str, str]) -> str:
+def staged(first: tuple[str, str], second: tuple[str, str]) -> str:
     """Two epochs of a stage with all, and two of one that takes the data over."""
-    folder, teacher = files
     loss = indented(CRITERION)
     one = "\n  stage1:" + indented(LOADERS) + first[0] + loss + indented(first[1])
     two = "\n  stage2:\n    num_epochs: 2" + OPTIMIZER + second[0] + loss + indented(second[1])
-    models = PAIR.format(teacher=teacher, folder=folder)
-    return DATA + models + "\ntrain:" + one + two + TEST
+    return FEW + PAIR + "\ntrain:" + one + two + TEST
 
 
 @pytest.fixture
-def hints(tmp_path: Path, teacher_file: Path) -> str:
+def hints() -> str:
     """FitNets: a hint of the first layers with a regressor, then targets."""
-    return staged((tmp_path, teacher_file), (HINT, HINT_LOSS), (PLAIN, CE))
+    return staged((HINT, HINT_LOSS), (PLAIN, CE))
 
 
 @pytest.fixture
-def factors(tmp_path: Path, teacher_file: Path) -> str:
+def factors(tmp_path: Path) -> str:
     """Factor transfer: a paraphraser of the teacher's features, then the student learns it."""
     first, second = (text.format(folder=tmp_path) for text in (FACTOR_FIRST, FACTOR_SECOND))
     losses = FACTOR_FIRST_LOSS, CE + FACTOR_SECOND_LOSS
-    return staged((tmp_path, teacher_file), (first, losses[0]), (second, losses[1]))
+    return staged((first, losses[0]), (second, losses[1]))
 
 
 def steps(folder: Path) -> list[dict[str, Any]]:
@@ -175,8 +179,16 @@ def test_stages_follow_one_another_in_one_run(command: Command, hints: str, tmp_
     assert [row["epoch"] for row in evaluations] == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("method", ["hints", "factors"])
-@pytest.mark.parametrize(("epoch", "step"), [(1, 2), (1, 3), (3, 1)])
+@pytest.mark.parametrize(
+    ("method", "epoch", "step"),
+    [
+        ("factors", 1, 2),
+        ("hints", 1, 3),
+        pytest.param("hints", 3, 1, marks=pytest.mark.slow),
+        pytest.param("factors", 1, 3, marks=pytest.mark.slow),
+        pytest.param("factors", 3, 1, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_in_stages_goes_on_to_the_bit(
     command: Command, request: pytest.FixtureRequest, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, method: str, epoch: int, step: int,
