@@ -95,7 +95,9 @@ def _check_stage(section: dict[str, Any], models: Models) -> None:
         _check_paths(own, model, role)
         for key in ("src_ckpt", "dst_ckpt"):
             if own.get(key):
-                raise UserError(f"train.{role}.{key}: put it under models, where it is read as data")
+                raise UserError(
+                    f"train.{role}.{key}: put it under models, where it is read as data"
+                )
     if section.get("optimizer", {}).get("grad_accum_step", 1) != 1:
         raise UserError(
             "train.optimizer.grad_accum_step: not supported; set the effective batch size"

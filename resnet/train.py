@@ -187,8 +187,9 @@ def train(
                 session.log.info(f"stage {number + 1} of {len(spans)}")
             elif first:
                 continue
-            before, loop = loop, make_loop(
-                session, plan, recipe, options, models, box, stage, precision, span
+            before, loop = (
+                loop,
+                make_loop(session, plan, recipe, options, models, box, stage, precision, span),
             )
             if before is None:
                 session.start(loop)

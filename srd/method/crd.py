@@ -102,7 +102,10 @@ class CRD(Loss):
             z_s, z_t = at_least_float32(z_s, z_t.detach())
             s, t = _embedded(self.projector, z_s), _embedded(self.teacher_projector, z_t)
             compared = self.compared_images(keys).to(z_s.device)
-            h_s, h_t = self._scores(s, self.bank_t, compared), self._scores(t, self.bank_s, compared)
+            h_s, h_t = (
+                self._scores(s, self.bank_t, compared),
+                self._scores(t, self.bank_s, compared),
+            )
             constants = self._normalising(h_s, h_t)
             loss = sum(self._loss(h / z) for h, z in zip((h_s, h_t), constants, strict=True))
             if self.training:

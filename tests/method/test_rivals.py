@@ -6,6 +6,7 @@ Gradients by the complex step. Where torchdistill has the loss too, its value is
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -222,8 +223,14 @@ EMBEDDINGS = {
 }  # fmt: skip
 
 
-def crd(a: Arrays, banks: list[np.ndarray], others: np.ndarray, constants: list[float]) -> Any:
-    """The loss; `banks` (of the student, of the teacher) and `constants` move where they are real."""
+def crd(
+    a: Arrays,
+    banks: list[np.ndarray],
+    others: np.ndarray,
+    constants: list[float],
+    remembers: bool = True,
+) -> Any:
+    """The loss; the first call sets `constants`, and `banks` (of the student, of the teacher) move."""
     T, momentum, weight = SETTING
     s, t = (
         rows_of_length_1(a[z] @ a[f"{p}.weight"].T + a[f"{p}.bias"])
@@ -238,7 +245,7 @@ def crd(a: Arrays, banks: list[np.ndarray], others: np.ndarray, constants: list[
         positive = np.log(h[:, 0] / (h[:, 0] + noise + 1e-7))
         negative = np.log(noise / (h[:, 1:] + noise + 1e-7)).sum(axis=1)
         total = total - (positive + negative).mean()
-    if not any(np.iscomplexobj(value) for value in a.values()):
+    if remembers:
         for bank, z in ((banks[0], s), (banks[1], t)):
             bank[index] = rows_of_length_1(momentum * bank[index] + (1 - momentum) * z)
     return weight * total
@@ -253,7 +260,8 @@ def test_crd_and_its_bank() -> None:
     for step in range(2):
         a = {**a, "z_s": a["z_s"] + step, "z_t": a["z_t"] * (1 + step)}
         others, before = loss.compared_images(KEYS).numpy(), [bank.copy() for bank in banks]
-        compare(loss, a, lambda a: crd(a, [b.copy() for b in before], others, constants), keys=KEYS)
+        expected = partial(crd, banks=before, others=others, constants=constants, remembers=False)
+        compare(loss, a, expected, keys=KEYS)
         loss.zero_grad()
         crd(a, banks, others, constants)
         assert np.abs(loss.bank_s.numpy() - banks[0]).max() < 1e-12

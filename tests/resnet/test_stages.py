@@ -149,7 +149,9 @@ def factors(tmp_path: Path) -> str:
 
 def steps(folder: Path) -> list[dict[str, Any]]:
     rows = read_metrics(folder / "metrics.jsonl", "step")
-    return [{k: v for k, v in row.items() if k not in ("images_per_second", "time")} for row in rows]
+    return [
+        {k: v for k, v in row.items() if k not in ("images_per_second", "time")} for row in rows
+    ]
 
 
 def stop_in(monkeypatch: pytest.MonkeyPatch, epoch: int, step: int) -> None:
@@ -203,7 +205,9 @@ def test_a_run_in_stages_goes_on_to_the_bit(
     assert len(steps(tmp_path / "runs/parts")) == 3 * epoch + step
     assert command(text, name="parts") == 0
     assert steps(tmp_path / "runs/parts") == steps(tmp_path / "runs/whole")
-    whole, parts = (load_file(tmp_path / f"runs/{n}/checkpoints/last.pth") for n in ("whole", "parts"))
+    whole, parts = (
+        load_file(tmp_path / f"runs/{n}/checkpoints/last.pth") for n in ("whole", "parts")
+    )
     assert all(torch.equal(parts["model"][name], value) for name, value in whole["model"].items())
     for role, tensors in whole["extras"].items():
         assert all(torch.equal(parts["extras"][role][k], v) for k, v in tensors.items()), role
