@@ -238,6 +238,10 @@ def named_losses(box: Any, total: Tensor) -> dict[str, Tensor]:
     for name, (criterion, _) in getattr(box.criterion, "term_dict", {}).items():
         if isinstance(criterion, Recorded):
             terms |= criterion.terms("term_loss" if name == "loss" else name)
+    if total.numel() != 1:
+        shape = tuple(total.shape)
+        raise UserError(f"train.criterion: a loss of shape {shape}: reduce it to mean or sum")
+    total = total.reshape(())  # torchdistill's CRD gives (1,)
     return {"loss": total, **{k: v.detach().mean().to(total.dtype) for k, v in terms.items()}}
 
 

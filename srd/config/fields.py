@@ -74,6 +74,7 @@ class Augment:
     crop_scale: tuple[Positive, Positive] = (0.08, 1.0)
     crop_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
     interpolation: Literal["nearest", "bilinear", "bicubic", "random"] = "bicubic"
+    crop_padding: Index | None = None  # CIFAR's crop: of the image with so many black pixels around
     flip: Fraction = 0.5
     rand_augment: str | None = "rand-m9-mstd0.5-inc1"
     color_jitter: NonNegative = 0.4  # used only without rand_augment, as in timm
