@@ -8,11 +8,14 @@ saved and put back.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchdistill.common.module_util import get_module
 from torchdistill.core.distillation import get_distillation_box
 from torchdistill.core.interfaces.registry import FORWARD_PROC_FUNC_DICT
 from torchdistill.core.training import get_training_box
@@ -28,6 +31,8 @@ from torchdistill.optim.registry import OPTIM_DICT, SCHEDULER_DICT
 
 from resnet.models import Models
 from resnet.recipe import Recipe
+from resnet.sections import stages
+from srd.data.views import INIT, seeded
 from srd.errors import UserError, nearest
 from srd.method.loss import Loss
 
@@ -38,40 +43,90 @@ REGISTRIES = (
 )  # fmt: skip
 
 
-def make_box(recipe: Recipe, models: Models, device: torch.device, lr_factor: int) -> Any:
+def make_box(
+    recipe: Recipe,
+    models: Models,
+    device: torch.device,
+    lr_factor: int,
+    datasets: dict[str, Any] | None = None,
+) -> Any:
     """torchdistill's box for the recipe's `train` section, its terms recorded, its teacher frozen.
+
+    Of several stages it is at the first.
+
+    Args:
+        datasets: in the place of the recipe's.
 
     Raises:
         UserError: an unknown registry key, a module path that does not exist, or settings that
             the box refuses.
     """
     train = deepcopy(recipe.config["train"])  # torchdistill multiplies learning rates in place
-    for role, model in (("teacher", models.teacher), ("student", models.student)):
-        section = train.get(role) or (train.get("model") if role == "student" else None) or {}
-        _check_paths(section, model, role)
-        if "src_ckpt" in section:
-            raise UserError(f"train.{role}.src_ckpt: put it under models, where it is read as data")
-    if train.get("optimizer", {}).get("grad_accum_step", 1) != 1:
-        raise UserError(
-            "train.optimizer.grad_accum_step: not supported; set the effective batch size"
-        )
-    for key in ("pre_forward_process", "post_forward_process"):
-        if key in train:
-            raise UserError(f"train.{key}: not supported; the update is this project's own")
-    arguments = (recipe.config["datasets"], train, device, None, False, lr_factor)
-    try:
+    for section in stages(train):
+        _check_stage(section, models)
+    arguments = (datasets or recipe.config["datasets"], train, device, None, False, lr_factor)
+    with _explained():
         if models.teacher is None:
             box: Any = get_training_box(models.student, *arguments)
         else:
             box = get_distillation_box(models.teacher, models.student, *arguments)
+    return _ready(box)
+
+
+def advance(box: Any, stage: int, seed: int) -> None:
+    """Set the box up for the next stage: the networks' weights go on, the rest is as the stage says.
+
+    What is drawn follows (seed, stage), so that a run that goes on here builds the same modules.
+
+    Args:
+        stage: its number, 1 for the second.
+
+    Raises:
+        UserError: as `make_box`.
+    """
+    with _explained(), seeded(INIT, seed, stage):
+        box.advance_to_next_stage()
+    _ready(box)
+
+
+def _check_stage(section: dict[str, Any], models: Models) -> None:
+    for role, model in (("teacher", models.teacher), ("student", models.student)):
+        own = section.get(role) or (section.get("model") if role == "student" else None) or {}
+        _check_paths(own, model, role)
+        for key in ("src_ckpt", "dst_ckpt"):
+            if own.get(key):
+                raise UserError(
+                    f"train.{role}.{key}: put it under models, where it is read as data"
+                )
+    if section.get("optimizer", {}).get("grad_accum_step", 1) != 1:
+        raise UserError(
+            "train.optimizer.grad_accum_step: not supported; set the effective batch size"
+        )
+    for key in ("pre_forward_process", "post_forward_process"):
+        if key in section:
+            raise UserError(f"train.{key}: not supported; the update is this project's own")
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
     except UserError:
         raise
     except Exception as error:  # torchdistill's, torch's, a data loader's: no common class
         raise UserError(_explain(error)) from None
+
+
+def _ready(box: Any) -> Any:
+    """The box with its terms recorded; stages are advanced here, not by it."""
     if box.optimizer is None:
         raise UserError("train: needs an optimizer")
-    for name, (criterion, weight) in getattr(box.criterion, "term_dict", {}).items():
-        box.criterion.term_dict[name] = (Recorded(criterion), weight)
+    terms = getattr(box.criterion, "term_dict", {})
+    for name, (criterion, weight) in terms.items():
+        if not isinstance(criterion, Recorded):
+            terms[name] = (Recorded(criterion), weight)
+    if hasattr(box, "stage_end_epoch"):
+        box.stage_end_epoch = -1
     return box
 
 
@@ -104,8 +159,13 @@ def _check_paths(section: dict[str, Any], model: nn.Module | None, role: str) ->
             bare = path.removeprefix("model.") if wrapped else path
             if (wrapped and bare == path) or bare in (".", ""):
                 continue
-            if bare not in names:
+            if bare not in names and not _counts_from_the_end(model, bare):
                 raise UserError(f"the {role} has no layer {bare!r}{nearest(bare, names)}")
+
+
+def _counts_from_the_end(model: nn.Module, path: str) -> bool:
+    """Whether it is a path with negative numbers (`layer1.-1.relu`), as torchdistill resolves it."""
+    return re.search(r"(^|\.)-\d", path) is not None and get_module(model, path) is not None
 
 
 class Recorded(nn.Module):
@@ -140,14 +200,36 @@ def use_local_statistics(box: Any) -> None:
             module.use_local_statistics()
 
 
+def counts_images(box: Any) -> bool:
+    """Whether the student's wrapper has a loss that needs to know which images a batch holds."""
+    loss = getattr(trained_network(box), "distillation_loss", None)
+    return "keys" in getattr(loss, "needs", ())
+
+
+def give_keys(box: Any, keys: list[tuple[int, int]]) -> None:
+    """Tell such a loss the (epoch, index) of the next batch's images."""
+    trained_network(box).keys = torch.tensor(keys)
+
+
+def check_train_images(box: Any, images: int) -> None:
+    """Raise a UserError where a loss of ours was told another number of training images."""
+    told = getattr(getattr(trained_network(box), "distillation_loss", None), "train_images", images)
+    if told != images:
+        raise UserError(f"SimpleRecipeWrapper: train_images is {told}, the data set has {images}")
+
+
 def start_epoch(box: Any, models: Models, epoch: int) -> None:
     """The box's own start of an epoch; then the frozen teacher's backbone in evaluation mode.
 
-    A wrapper around the teacher stays in training mode: its normalisation uses batch statistics.
+    A wrapper around the teacher stays in training mode: its normalisation uses batch statistics, and
+    its own modules may learn.
     """
     box.pre_epoch_process(epoch=epoch)
-    if models.teacher is not None and not box.teacher_updatable:
-        models.teacher.eval()
+    groups = box.optimizer.param_groups
+    learning = {id(p) for group in groups for p in group["params"] if p.requires_grad}
+    teacher = models.teacher
+    if teacher is not None and not any(id(p) in learning for p in teacher.parameters()):
+        teacher.eval()
 
 
 def named_losses(box: Any, total: Tensor) -> dict[str, Tensor]:
@@ -156,6 +238,10 @@ def named_losses(box: Any, total: Tensor) -> dict[str, Tensor]:
     for name, (criterion, _) in getattr(box.criterion, "term_dict", {}).items():
         if isinstance(criterion, Recorded):
             terms |= criterion.terms("term_loss" if name == "loss" else name)
+    if total.numel() != 1:
+        shape = tuple(total.shape)
+        raise UserError(f"train.criterion: a loss of shape {shape}: reduce it to mean or sum")
+    total = total.reshape(())  # torchdistill's CRD gives (1,)
     return {"loss": total, **{k: v.detach().mean().to(total.dtype) for k, v in terms.items()}}
 
 

@@ -10,7 +10,8 @@
     criterion: ... key: SimpleRecipeCriterion, kwargs: {teacher_layer: layer4}
 
 Any other loss of `srd.method.losses` goes by its name: `loss: vkd` among the wrapper's kwargs, or
-`loss: {name: vkd, beta: 0.5}`. Fields that these classes do not know are errors.
+`loss: {name: vkd, beta: 0.5}`. A loss that needs the images' keys (`crd`) is told how many images there
+are beside it, `train_images: 1281167`. Fields that these classes do not know are errors.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ from torchdistill.models.wrapper import AuxiliaryModelWrapper
 from srd.config.layers import Layer, build
 from srd.data.digits import DigitImages
 from srd.data.image_source import Split
-from srd.errors import UserError, nearest
+from srd.errors import UserError, explained, nearest
 from srd.method.logits import distillation_kl
 from srd.method.loss import Loss
-from srd.method.losses import LossSettings, create_loss
+from srd.method.losses import LOSSES, LossSettings, create_loss
 from srd.strict import STRICT
 
 MODULE_KEY = "simple_recipe"  # where the wrapper leaves its loss and the student's representation
@@ -51,17 +52,21 @@ class SimpleRecipeWrapper(AuxiliaryModelWrapper):
 
     Args:
         layer: of the student, whose feature map (B, D_s, H, W) is averaged over its positions, or
-            taken position by position (B, HW, D_s) by a loss that reads tokens. A loss that reads
-            logits takes (B, C) of any layer, the classifier's say.
+            taken position by position (B, HW, D_s) by a loss that reads tokens, or as it is by one
+            that reads maps. A loss that reads logits takes (B, C) of any layer, the classifier's say.
         student_dim, teacher_dim: D_s and D_t.
         loss: the name of a loss, or its settings with it, as in the other half's `distill.loss`.
+        train_images: how many there are, for a loss that needs their keys.
         settings: without `loss`, those of `srd`: `match`, `alpha`, `bn_eps`, `log_eps`; the defaults
             are the released ResNet code's.
 
     Raises:
         UserError: the student has no such layer; an unknown loss, or one that reads nothing of the
-            student's; settings that the loss does not have; settings beside `loss`.
+            student's; settings that the loss does not have; settings beside `loss`; a number of
+            images where it is missing, or read by nobody.
     """
+
+    keys: Tensor | None = None  # of the batch, for a loss that needs them
 
     def __init__(
         self,
@@ -69,6 +74,7 @@ class SimpleRecipeWrapper(AuxiliaryModelWrapper):
         student_dim: int,
         teacher_dim: int,
         loss: str | Mapping[str, Any] | None = None,
+        train_images: int | None = None,
         *,
         student_model: nn.Module,
         device: torch.device,
@@ -82,7 +88,8 @@ class SimpleRecipeWrapper(AuxiliaryModelWrapper):
             raise UserError(f"the student has no layer {layer!r}{nearest(layer, names)}")
         self.layer = f"model.{layer}"
         self.model = student_model
-        self.distillation_loss = _create(loss, settings, student_dim, teacher_dim).to(device)
+        created = _create(loss, settings, student_dim, teacher_dim, train_images)
+        self.distillation_loss = created.to(device)
         self.dims = student_dim, teacher_dim
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -92,12 +99,19 @@ class SimpleRecipeWrapper(AuxiliaryModelWrapper):
         """Leave the loss and the student's representation (B, D_s) where the criterion finds them."""
         if self.layer not in io_dict:
             raise UserError(f"the student needs `forward_hook: {{output: [{self.layer}]}}`")
-        z_s = read(io_dict[self.layer]["output"], self.distillation_loss)
-        check_width(z_s, self.dims[0], f"the student's {self.layer}", "student_dim")
-        io_dict[MODULE_KEY] = {"loss": self.distillation_loss, "z_s": z_s, "dim": self.dims[1]}
+        loss = self.distillation_loss
+        z_s = read(io_dict[self.layer]["output"], loss)
+        check_width(z_s, self.dims[0], f"the student's {self.layer}", "student_dim", loss)
+        io_dict[MODULE_KEY] = {"loss": loss, "z_s": z_s, "dim": self.dims[1], "keys": self.keys}
 
 
-def _create(loss: str | Mapping[str, Any] | None, settings: dict[str, Any], *dims: int) -> Loss:
+def _create(
+    loss: str | Mapping[str, Any] | None,
+    settings: dict[str, Any],
+    student_dim: int,
+    teacher_dim: int,
+    train_images: int | None,
+) -> Loss:
     if loss is not None and settings:
         raise UserError(
             f"SimpleRecipeWrapper: {', '.join(settings)} beside `loss`: write them into it, "
@@ -105,7 +119,16 @@ def _create(loss: str | Mapping[str, Any] | None, settings: dict[str, Any], *dim
         )
     given = {"name": "srd", "match": "elementwise", **settings} if loss is None else loss
     chosen = build(Chosen, [Layer("SimpleRecipeWrapper", {"loss": given})]).loss
-    module = create_loss(chosen, student_dim=dims[0], teacher_dim=dims[1])
+    if ("keys" in LOSSES[chosen.name].needs) != (train_images is not None):
+        raise UserError(
+            f"SimpleRecipeWrapper: the loss {chosen.name!r} "
+            + ("needs `train_images`, how many there are" if train_images is None else
+               "does not count images: leave train_images out")
+        )  # fmt: skip
+    with explained(f"SimpleRecipeWrapper: the loss {chosen.name!r}"):
+        module = create_loss(
+            chosen, student_dim=student_dim, teacher_dim=teacher_dim, train_images=train_images
+        )
     if module is None:
         raise UserError(
             f"SimpleRecipeWrapper: the loss {chosen.name!r} compares no representations: for it, "
@@ -139,7 +162,12 @@ class SimpleRecipeCriterion(nn.Module):
         self.terms: dict[str, Tensor] = {}
 
     def forward(
-        self, student_io_dict: dict[str, Any], teacher_io_dict: dict[str, Any], *_: Any, **__: Any
+        self,
+        student_io_dict: dict[str, Any],
+        teacher_io_dict: dict[str, Any],
+        targets: Tensor | None = None,
+        *_: Any,
+        **__: Any,
     ) -> Tensor:
         if MODULE_KEY not in student_io_dict:
             raise UserError("SimpleRecipeCriterion needs the student's SimpleRecipeWrapper")
@@ -148,11 +176,13 @@ class SimpleRecipeCriterion(nn.Module):
         ours = student_io_dict[MODULE_KEY]
         loss: Loss = ours["loss"]
         z_t = read(teacher_io_dict[self.teacher_layer]["output"], loss)
-        check_width(z_t, ours["dim"], f"the teacher's {self.teacher_layer}", "teacher_dim")
+        check_width(z_t, ours["dim"], f"the teacher's {self.teacher_layer}", "teacher_dim", loss)
         kl = loss.logits and distillation_kl(
             student_io_dict["."]["output"], teacher_io_dict["."]["output"], self.temperature
         )
-        self.terms = {"repr": loss(ours["z_s"], z_t)}
+        given = {"targets": targets, "keys": ours["keys"]}
+        needed = {name: given[name] for name in loss.needs}
+        self.terms = {"repr": loss(ours["z_s"], z_t, **needed)}
         total = self.repr_weight * self.terms["repr"]
         if kl is False:
             return total
@@ -163,18 +193,24 @@ class SimpleRecipeCriterion(nn.Module):
 def read(output: Tensor, loss: Loss) -> Tensor:
     """What a loss reads of a layer's output, in float32 or better.
 
-    Shapes: (B, D, H, W) to its mean (B, D), or to tokens (B, HW, D); (B, D) and (B, N, D) stay.
+    Shapes: (B, D, H, W) to its mean (B, D), or to tokens (B, HW, D), or as a map it stays, as do
+    (B, D) and (B, N, D).
     """
     output = output.to(torch.promote_types(torch.float32, output.dtype))
     if loss.reads == "tokens":
         return output.flatten(2).transpose(1, 2) if output.ndim == 4 else output
+    if loss.reads == "maps":
+        return output
     return output.mean(dim=(2, 3)) if output.ndim == 4 else output
 
 
-def check_width(z: Tensor, dim: int, what: str, name: str) -> None:
-    """Raise a UserError unless the last dimension of `z` is `dim`."""
-    if z.shape[-1] != dim:
-        raise UserError(f"{what} is {z.shape[-1]} wide, the projector's {name} {dim}")
+def check_width(z: Tensor, dim: int, what: str, name: str, loss: Loss) -> None:
+    """Raise a UserError unless `z`, what the loss reads, is `dim` wide (a map: has as many channels)."""
+    if loss.reads == "maps" and z.ndim != 4:
+        raise UserError(f"{what} is no feature map (B, D, H, W), which the loss reads")
+    own = z.shape[1 if loss.reads == "maps" else -1]
+    if own != dim:
+        raise UserError(f"{what} is {own} wide, the projector's {name} {dim}")
 
 
 class Digits(Dataset[tuple[Any, int]]):

@@ -98,12 +98,17 @@ class TrainInput(NamedTuple):
     class_names: list[str] | None  # where the data set knows them, as torchvision's do
 
 
-def train_input(box: Any, recipe: Recipe, seed: int, pin_memory: bool) -> TrainInput:
-    """Our loader in the place of the box's: same data, batch size and collation, seeded order."""
+def train_input(
+    box: Any, recipe: Recipe, section: dict[str, Any], seed: int, pin_memory: bool
+) -> TrainInput:
+    """Our loader in the place of the box's: same data, batch size and collation, seeded order.
+
+    Args:
+        section: the recipe's `train_data_loader`.
+    """
     theirs = box.train_data_loader
     if not isinstance(theirs.sampler, RandomSampler):
         raise UserError("train.train_data_loader.sampler: training is shuffled, use RandomSampler")
-    section = recipe.config["train"]["train_data_loader"]
     size = len(theirs.dataset)
     batches = TrainBatches(size, theirs.batch_size, seed, processes.rank(), processes.world_size())
     collate = get_collate_func(section.get("collate_fn")) or default_collate

@@ -46,6 +46,7 @@ def check_datasets(student: nn.Module, name: str, precision: Precision, **datase
     known = 0
     for split, items in zip(splits, datasets.values(), strict=True):
         image, target = first_item(split.name, items)
+        image = image[0] if image.ndim == 4 else image  # SSKD's data set turns each picture
         with explained(f"the student {name} cannot read the pictures of {split.name}"):
             batch = image[None].to(precision.device, precision.dtype)
             with torch.no_grad(), evaluating(student), precision.autocast():
@@ -95,8 +96,11 @@ def rehearse(
     modules = [boxes.trained_network(box), models.teacher, getattr(box, "teacher_model", None)]
     modules += [criterion for criterion, _ in getattr(box.criterion, "term_dict", {}).values()]
     with explained("train: a first step fails"), unmoved(modules), torch.no_grad():
-        batch = inputs.loader.collate_fn([inputs.items[0, index] for index in range(2)])
+        keys = [(0, 0), (0, 1)]
+        batch = inputs.loader.collate_fn([inputs.items[key] for key in keys])
         boxes.start_epoch(box, models, 0)
+        if boxes.counts_images(box):
+            boxes.give_keys(box, keys)
         BoxTask(box, models, precision).losses(
             to_device(split_items(batch), precision, channels_last=channels_last), seed=0
         )
@@ -151,7 +155,7 @@ def rehearse_schedule(box: Any, epochs: int, updates: int) -> None:
 
 def check_schedule(box: Any, evaluate_every: int) -> None:
     """Raise a UserError for a schedule that wants an accuracy after every epoch, and gets none."""
-    each = box.scheduling_step <= 0 and evaluate_every == 1
+    each = (box.scheduling_step or 0) <= 0 and evaluate_every == 1
     if isinstance(box.lr_scheduler, ReduceLROnPlateau) and not each:
         raise UserError(
             "train.scheduler: ReduceLROnPlateau moves by the accuracy of every epoch: leave "

@@ -127,8 +127,31 @@ class Sections:
     test: Testing
 
 
-def check_sections(config: Mapping[str, Any], source: str) -> Sections:
-    """The sections of a built configuration.
+def stages(train: Any) -> list[Any]:
+    """The stages of a `train` section, in order, each with what it takes over from the one before.
+
+    Without `stage1`, the section itself is the only one. What stands beside stages is `log_freq` alone;
+    whatever else, a stage that does not follow another one too, makes the first of them unknown.
+    """
+    if not isinstance(train, Mapping) or "stage1" not in train:
+        return [train]
+    merged, several, rest = (
+        {},
+        [],
+        {key: value for key, value in train.items() if key != "log_freq"},
+    )
+    while (stage := rest.pop(f"stage{len(several) + 1}", None)) is not None:
+        merged = {**merged, **stage} if isinstance(stage, Mapping) else stage
+        several.append(merged)
+        if not isinstance(stage, Mapping):
+            break
+    if rest:
+        several[0] = {**several[0], **rest} if isinstance(several[0], Mapping) else several[0]
+    return several
+
+
+def check_sections(config: Mapping[str, Any], source: str) -> list[Training]:
+    """The stages of a built configuration's training, checked; most have one.
 
     Args:
         source: its file, for messages.
@@ -139,21 +162,28 @@ def check_sections(config: Mapping[str, Any], source: str) -> Sections:
     """
     names = ("datasets", "models", "train", "test")
     values = {name: _without_notes(config.get(name)) for name in names}
-    if isinstance(values["train"], Mapping) and "stage1" in values["train"]:
-        raise UserError("train: several stages are not supported yet; run them one after the other")
-    sections = build(Sections, [Layer(source, values)])
-    check_finite(values["train"], "train", source)
+    several = stages(values["train"])
+    return [
+        _check_stage({**values, "train": stage}, source, f"stage{number}." if several[1:] else "")
+        for number, stage in enumerate(several, start=1)
+    ]
+
+
+def _check_stage(values: dict[str, Any], source: str, stage: str) -> Training:
+    sections = build(Sections, [Layer(f"{source}, {stage[:-1]}" if stage else source, values)])
+    place = f"train.{stage}"
+    check_finite(values["train"], place.rstrip("."), source)
     train, test = sections.train, sections.test
     check_batch_size(
-        "train.train_data_loader.kwargs.batch_size", train.train_data_loader.kwargs.batch_size
+        f"{place}train_data_loader.kwargs.batch_size", train.train_data_loader.kwargs.batch_size
     )
-    for place, loader in (
-        ("train.train_data_loader", train.train_data_loader),
-        ("train.val_data_loader", train.val_data_loader),
+    for name, loader in (
+        (f"{place}train_data_loader", train.train_data_loader),
+        (f"{place}val_data_loader", train.val_data_loader),
         ("test.test_data_loader", test.test_data_loader),
     ):
-        check_dataset(place, loader.dataset_id, sections.datasets)
-    return sections
+        check_dataset(name, loader.dataset_id, sections.datasets)
+    return train
 
 
 def _without_notes(value: Any) -> Any:

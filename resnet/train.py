@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from copy import copy, deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,19 +17,20 @@ from resnet.models import Models, load_models, student_section
 from resnet.options import Options
 from resnet.recipe import NOT_RECIPE, Recipe, read_recipe
 from resnet.rehearsal import check_datasets, check_schedule, rehearse, rehearse_schedule
-from resnet.sections import check_sections
+from resnet.sections import Training, check_sections, stages
 from resnet.trainer import BoxSchedule, BoxTask, Items, to_device
 from srd.config.fields import Plan, Saving
 from srd.data.guard import check_targets
 from srd.data.views import INIT, seeded
 from srd.device import Precision, choose_device, set_determinism
 from srd.distributed import batch_norm, processes
+from srd.errors import UserError
 from srd.evaluation.accuracy import Accuracy, Measured
 from srd.files.checkpoint import save_state
 from srd.files.weights import load_into
 from srd.run.extension import Pace
 from srd.run.folder import RunFolder
-from srd.training.loop import Loop, TrainData
+from srd.training.loop import Loop, Span, TrainData
 from srd.training.session import Identity, Session, open_session
 
 
@@ -43,7 +46,7 @@ def run(options: Options) -> None:
         recipe = read_recipe(
             options.config, options.data_path, options.trust_config, options.output
         )
-        sections = check_sections(recipe.config, options.config)
+        training = check_sections(recipe.config, options.config)
         processes.check_same([recipe.settings, options.seed])
         precision = Precision.choose(recipe.run.amp, device)
         set_determinism(recipe.run.deterministic)
@@ -54,8 +57,10 @@ def run(options: Options) -> None:
                 test_only(recipe, options, models, precision)
                 return
             factor = processes.world_size() if options.adjust_lr else 1
+            if training[1:]:
+                try_stages(recipe, models, training, precision, factor)
             box = boxes.make_box(recipe, models, device, factor)
-        train(recipe, options, models, box, precision, sections.train.num_epochs)
+        train(recipe, options, models, box, precision, spans(training, recipe))
 
 
 def prepare(models: Models, recipe: Recipe, precision: Precision) -> None:
@@ -69,19 +74,61 @@ def prepare(models: Models, recipe: Recipe, precision: Precision) -> None:
                 model.to(memory_format=torch.channels_last)
 
 
-def train(
+def spans(training: list[Training], recipe: Recipe) -> list[Span]:
+    """Where each stage begins and ends, in epochs and updates of the whole run."""
+    each: list[Span] = []
+    epoch = updates = 0
+    for stage in training:
+        each.append(Span(epoch, epoch + stage.num_epochs, updates))
+        epoch += stage.num_epochs
+        loader = stage.train_data_loader
+        steps = len(recipe.config["datasets"][loader.dataset_id]) // loader.kwargs.batch_size
+        updates += stage.num_epochs * steps
+    return each
+
+
+def try_stages(
     recipe: Recipe,
-    options: Options,
     models: Models,
-    box: Any,
+    training: list[Training],
     precision: Precision,
-    epochs: int,
+    factor: int,
 ) -> None:
-    """Train the box's student, test the best one, and leave a run's folder."""
+    """Build and rehearse every stage on copies, so that a later one cannot fail after days."""
+    copies = models._replace(
+        student=deepcopy(models.student), teacher=deepcopy(models.teacher)
+    )  # a wrapper may take a data set's transform away
+    datasets = {name: copy(dataset) for name, dataset in recipe.config["datasets"].items()}
+    box = boxes.make_box(recipe, copies, precision.device, factor, datasets)
+    for number, stage in enumerate(training):
+        if number:
+            boxes.advance(box, number, seed=0)
+        open_stage(box, recipe, copies, precision, stage=number, epochs=stage.num_epochs, seed=0)
+
+
+class StageInput(NamedTuple):
+    """What a stage trains on, and how many classes the student knows."""
+
+    inputs: TrainInput
+    classes: int
+
+
+def open_stage(
+    box: Any,
+    recipe: Recipe,
+    models: Models,
+    precision: Precision,
+    *,
+    stage: int,
+    epochs: int,
+    seed: int,
+) -> StageInput:
+    """The data of the stage that the box is at; everything fits, or a UserError says what does not."""
     boxes.trained_network(box).to(precision.dtype)
     if not recipe.run.global_statistics:
         boxes.use_local_statistics(box)
-    inputs = train_input(box, recipe, options.seed, precision.device.type == "cuda")
+    section = stages(recipe.config["train"])[stage]["train_data_loader"]
+    inputs = train_input(box, recipe, section, seed, precision.device.type == "cuda")
     classes = check_datasets(
         models.student,
         models.student_name,
@@ -90,18 +137,37 @@ def train(
         val=box.val_data_loader.dataset,
         test=test_loader(recipe).dataset,
     )
+    boxes.check_train_images(box, inputs.images)
     rehearse(box, models, inputs, precision, channels_last=recipe.run.channels_last)
     check_schedule(box, recipe.run.evaluate_every)
     rehearse_schedule(box, epochs, len(inputs.batches))
+    return StageInput(inputs, classes)
+
+
+def train(
+    recipe: Recipe,
+    options: Options,
+    models: Models,
+    box: Any,
+    precision: Precision,
+    spans: list[Span],
+) -> None:
+    """Train the box's student, test the best one, and leave a run's folder."""
+    if options.extend and len(spans) > 1:
+        raise UserError("--extend: a run in stages cannot be extended")
+    seed, epochs = options.seed, [span.end - span.first for span in spans]
+    stage = open_stage(box, recipe, models, precision, stage=0, epochs=epochs[0], seed=seed)
     identity = Identity(
         model=models.student_name,
         teacher=models.teacher_name,
-        train_images=inputs.images,
-        class_names=inputs.class_names,
-        seed=options.seed,
+        train_images=stage.inputs.images,
+        class_names=stage.inputs.class_names,
+        seed=seed,
         lr_factor=box.lr_factor,
     )
-    plan = Plan(epochs=epochs, batch_size=inputs.batches.batch_size, **saving(recipe))
+    batch_size = stage.inputs.batches.batch_size
+    pace = Pace(epochs[0], len(stage.inputs.batches), batch_size)
+    plan = Plan(epochs=sum(epochs), batch_size=batch_size, **saving(recipe))
     with open_session(
         RunFolder(options.output, options.run_name),
         identity,
@@ -110,22 +176,49 @@ def train(
         resume=options.resume,
         config_text=recipe.text,
         copy_to=Path(options.run_log).expanduser() if options.run_log else None,
-        pace=Pace(epochs, len(inputs.batches), plan.batch_size) if options.extend else None,
+        pace=pace if options.extend else None,
         slim=options.slim,
     ) as session:
         if session is None:
             return
-        announce(session, recipe, options, models, inputs, precision)
-        loop = make_loop(session, plan, recipe, options, models, box, inputs, precision, classes)
-        session.start(loop)
-        loop.fit()
+        announce(session, recipe, options, models, stage.inputs, precision)
+        first, loop = stage_of(session.state, spans), None
+        for number, span in enumerate(spans):
+            if number:
+                boxes.advance(box, number, seed)
+                if number < first:
+                    continue
+                stage = open_stage(
+                    box, recipe, models, precision, stage=number, epochs=epochs[number], seed=seed
+                )
+                session.log.info(f"stage {number + 1} of {len(spans)}")
+            elif first:
+                continue
+            before, loop = (
+                loop,
+                make_loop(session, plan, recipe, options, models, box, stage, precision, span),
+            )
+            if before is None:
+                session.start(loop)
+            else:
+                loop.follow(before)
+            accuracy = loop.fit()
+            if number + 1 < len(spans):
+                box.post_epoch_process(metrics=accuracy.score)
+        assert loop is not None
         processes.barrier()  # the main process may still be writing the best student
         load_into(models.student, session.folder.student, f"the student {models.student_name}")
         accuracy = test(recipe, options, models, precision, session.log)
-        if (copy := student_section(recipe).get("dst_ckpt")) and processes.is_main():
-            save_state(Path(copy).expanduser(), {"model": models.student.state_dict()})
+        if (copy_to := student_section(recipe).get("dst_ckpt")) and processes.is_main():
+            save_state(Path(copy_to).expanduser(), {"model": models.student.state_dict()})
         about = {"tested": "the best student"}
         session.finish(loop, accuracy, plan=plan, precision=precision, about=about)
+
+
+def stage_of(state: Mapping[str, Any] | None, spans: list[Span]) -> int:
+    """The stage in which a checkpoint was made; the first from the start."""
+    epoch = state["position"]["epoch"] if state is not None else 0
+    return max(number for number, span in enumerate(spans) if span.first <= epoch)
 
 
 def saving(recipe: Recipe) -> dict[str, Any]:
@@ -159,15 +252,19 @@ def make_loop(
     options: Options,
     models: Models,
     box: Any,
-    inputs: TrainInput,
+    stage: StageInput,
     precision: Precision,
-    classes: int,
+    span: Span,
 ) -> Loop:
-    """The loop with everything that it needs."""
+    """The loop of a stage with everything that it needs."""
+    inputs, classes = stage
     task = BoxTask(box, models, precision)
     schedule = BoxSchedule(box) if box.lr_scheduler is not None else None
 
-    def ready(items: Any, _: int) -> Items:
+    def ready(items: Any, updates: int) -> Items:
+        epoch, step = divmod(updates - span.updates, len(inputs.batches))
+        if boxes.counts_images(box):
+            boxes.give_keys(box, inputs.batches.keys(span.first + epoch, step))
         batch = split_items(items)
         check_targets(batch[1], classes)
         return to_device(batch, precision, channels_last=recipe.run.channels_last)
@@ -201,4 +298,5 @@ def make_loop(
         end_epoch=end_epoch,
         backward=task.backward,
         move_schedule=schedule.move if schedule else lambda epochs, steps: None,
+        span=span,
     )

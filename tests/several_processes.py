@@ -106,7 +106,7 @@ def act(folder: Path, action: str) -> None:
             train(folder, f"step_{PROCESSES}", "--amp=fp64", "--epochs=1", "--batch-size=80")
         case "deit-fp64" | "deit-off":
             train(folder, f"{name}_{PROCESSES}", f"--amp={name.removeprefix('deit-')}")
-        case "parts-srd" | "parts-vkd":
+        case _ if name.startswith("parts-"):
             parts(folder, name.removeprefix("parts-"))
         case "deit-local":
             train(

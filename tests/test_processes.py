@@ -23,7 +23,7 @@ from tests.resnet.recipes import CE, CRITERION, DATA, OURS_LOSS, TEST
 
 ROOT = Path(__file__).resolve().parents[1]
 TERMS = ("loss", "ce", "kl", "repr", "lr")
-LOSSES = ["srd", "vkd"]
+LOSSES = ["srd", "vkd", "dkd", "dist", "crd"]
 RESNETS = ["resnet-fp64", "resnet-off"] if find_spec("torchdistill") else []
 
 DEIT = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from srd.config.fields import Config, Distill, Optim
+from srd.config.fields import Augment, Config, Distill, Optim
 from srd.config.presets import warmup
 from srd.errors import UserError
 from srd.method.losses import LOSSES
@@ -17,6 +17,12 @@ def check(config: Config) -> None:
             f"of a batch; use {config.train.batch_size + 1}, or set augment.mixup and augment.cutmix to 0"
         )
     check_batch_size("train.batch_size", config.train.batch_size)
+    if config.augment.crop_padding is not None:
+        for key in ("crop_scale", "crop_ratio", "interpolation"):
+            if getattr(config.augment, key) != getattr(Augment, key):
+                raise UserError(
+                    f"augment.{key} has no effect with augment.crop_padding: leave it out"
+                )
     for key in ("crop_scale", "crop_ratio"):
         low, high = getattr(config.augment, key)
         if low > high:

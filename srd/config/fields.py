@@ -77,6 +77,7 @@ class Augment:
     crop_scale: tuple[Positive, Positive] = (0.08, 1.0)
     crop_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
     interpolation: Literal["nearest", "bilinear", "bicubic", "random"] = "bicubic"
+    crop_padding: Index | None = None  # CIFAR's crop: of the image with so many black pixels around
     flip: Fraction = 0.5
     rand_augment: str | None = "rand-m9-mstd0.5-inc1"
     color_jitter: NonNegative = 0.4  # used only without rand_augment, as in timm
@@ -134,7 +135,7 @@ class Distill:
     What a loss does not have (`none` no KL, `kd` no representation) cannot be weighed.
     """
 
-    loss: LossSettings = field(default_factory=SimpleRecipeSettings)  # by name: srd, kd, none, vkd
+    loss: LossSettings = field(default_factory=SimpleRecipeSettings)  # by name: docs/settings.md
     temperature: Positive = 1.0
     ce_weight: NonNegative = 1.0
     kl_weight: NonNegative = 1.0

@@ -21,7 +21,10 @@ FLAGS = {
     "workers": ("data.workers", "loader processes for each training process"),
     "teacher": ("teacher.name", "a timm model"),
     "teacher-checkpoint": ("teacher.checkpoint", "its weights"),
-    "distillation": ("distill.loss.name", "a loss: srd (the paper), vkd, kd (logits only), none"),
+    "distillation": (
+        "distill.loss.name",
+        "a loss: srd (the paper), vkd, kd (logits only), none, dkd, dist, kd_ls, fitnet, at, ickd, crd",
+    ),
     "resume": ("resume", "auto (go on where the run was), none, or a checkpoint file"),
     "amp": ("amp", "auto, off, bf16, fp16 (or fp64, for proofs)"),
 }

@@ -7,6 +7,7 @@ from typing import Any
 from PIL import Image, ImageOps
 from timm.data import Mixup, create_transform
 from torch import Tensor
+from torchvision import transforms
 
 from srd.config.fields import Augment, Data
 from srd.data.views import MIX, seeded
@@ -18,7 +19,7 @@ def train_transform(augment: Augment, data: Data, image_size: int) -> Any:
     if augment.rand_augment:
         _check_pillow()
     try:
-        return create_transform(
+        transform = create_transform(
             image_size,
             is_training=True,
             scale=augment.crop_scale,
@@ -38,6 +39,11 @@ def train_transform(augment: Augment, data: Data, image_size: int) -> Any:
             f"augment.rand_augment {augment.rand_augment!r} is not one of timm's policies, such as "
             "'rand-m9-mstd0.5-inc1' (empty: none)"
         ) from None
+    if augment.crop_padding is not None:
+        transform.transforms[0] = transforms.Compose(
+            [transforms.Resize(image_size), transforms.RandomCrop(image_size, augment.crop_padding)]
+        )
+    return transform
 
 
 def _check_pillow() -> None:

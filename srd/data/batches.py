@@ -69,8 +69,15 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, order = self.epoch, self.order(self.epoch)
         for step in range(self.first_step, len(self)):
-            batch = order[step * self.batch_size : (step + 1) * self.batch_size].tolist()
-            yield [(epoch, index) for index in rank_share(batch, self.rank, self.world_size)]
+            yield self._share(epoch, order, step)
+
+    def keys(self, epoch: int, step: int) -> list[tuple[int, int]]:
+        """This rank's share of one batch of an epoch."""
+        return self._share(epoch, self.order(epoch), step)
+
+    def _share(self, epoch: int, order: np.ndarray, step: int) -> list[tuple[int, int]]:
+        batch = order[step * self.batch_size : (step + 1) * self.batch_size].tolist()
+        return [(epoch, index) for index in rank_share(batch, self.rank, self.world_size)]
 
 
 def check_shares(batch_size: int, world_size: int) -> None:

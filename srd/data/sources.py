@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from srd.config.fields import Data
+from srd.data.cifar import open_cifar10, open_cifar100
 from srd.data.digits import open_digits
 from srd.data.folder_images import open_folder
 from srd.data.guard import Labelled, check_splits
@@ -25,6 +26,8 @@ Opener = Callable[[Data, bool], Opened]
 SOURCES: dict[str, Opener] = {
     "imagefolder": open_folder,
     "digits": open_digits,
+    "cifar10": open_cifar10,
+    "cifar100": open_cifar100,
     "datasets": open_dataset,
 }
 VAL_FRACTION = 0.1  # where there is no validation split, and data.val_fraction is not set

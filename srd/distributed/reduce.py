@@ -69,3 +69,13 @@ def reduce_sum(x: Tensor) -> Tensor:
     total = x.clone()
     dist.all_reduce(total)
     return total
+
+
+@torch.no_grad()
+def gather(x: Tensor) -> Tensor:
+    """The rows of all ranks, one rank's after another's: (B, ...) each, B the same, to (N B, ...)."""
+    if world_size() == 1:
+        return x
+    parts = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)

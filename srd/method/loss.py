@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-Reads = Literal["features", "tokens", "logits"]
+Reads = Literal["features", "tokens", "maps", "logits"]
+Needs = Literal["targets", "keys"]
 
 
 class Loss(nn.Module):
@@ -18,13 +19,18 @@ class Loss(nn.Module):
     projector's say, are trained and saved with the student; the teacher's side gets no gradient.
 
     Attributes:
-        reads: `"features"` (B, D), `"tokens"` (B, N, D) with N the same for both, or `"logits"`
-            (B, C); None for losses that are never built, since they compare nothing of their own.
+        reads: `"features"` (B, D), `"tokens"` (B, N, D) with N the same for both, `"maps"`
+            (B, D, H, W), or `"logits"` (B, C); None for losses that are never built, since they
+            compare nothing of their own.
+        needs: what it is called with besides, by keyword: `"targets"` (B,) or, mixed, (B, C);
+            `"keys"` (B, 2), (epoch, index) of every image, and `train_images`, how many there are,
+            when it is built.
         logits: whether the KL divergence to the teacher's logits is added to it.
         settings: a strict pydantic dataclass: `name`, then the keywords of `__init__`.
     """
 
     reads: ClassVar[Reads | None] = "features"
+    needs: ClassVar[frozenset[Needs]] = frozenset()
     logits: ClassVar[bool] = True
     settings: ClassVar[type[Any]]
 
@@ -53,6 +59,19 @@ def check_features(z_s: Tensor, z_t: Tensor, *, student_dim: int, teacher_dim: i
     for name, z, dim in (("z_s", z_s, student_dim), ("z_t", z_t, teacher_dim)):
         if z.ndim != 2 or z.shape[1] != dim:
             raise ValueError(f"{name} must have shape (batch, {dim}), not {tuple(z.shape)}")
+    _check_samples(z_s, z_t)
+
+
+def check_maps(z_s: Tensor, z_t: Tensor, *, student_dim: int, teacher_dim: int) -> None:
+    """Raise a ValueError unless z_s is (B, student_dim, H, W) and z_t is (B, teacher_dim, H', W')."""
+    for name, z, dim in (("z_s", z_s, student_dim), ("z_t", z_t, teacher_dim)):
+        if z.ndim != 4 or z.shape[1] != dim:
+            shape = f"(batch, {dim}, height, width)"
+            raise ValueError(f"{name} must have shape {shape}, not {tuple(z.shape)}")
+    _check_samples(z_s, z_t)
+
+
+def _check_samples(z_s: Tensor, z_t: Tensor) -> None:
     if z_s.shape[0] != z_t.shape[0]:
         raise ValueError(
             f"z_s has {z_s.shape[0]} samples and z_t has {z_t.shape[0]}: one teacher "

@@ -17,6 +17,9 @@ from pydantic import Field, PlainValidator, TypeAdapter
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
+from srd.method.crd import CRD
+from srd.method.feature_losses import ICKD, AttentionTransfer, FitNet
+from srd.method.logit_losses import DIST, DKD, StandardisedKD
 from srd.method.loss import Loss
 from srd.method.simple_recipe import SimpleRecipeLoss
 from srd.method.vkd import VkDLoss
@@ -50,6 +53,13 @@ LOSSES: dict[str, type[Loss]] = {
     "kd": KD,
     "none": NoLoss,
     "vkd": VkDLoss,
+    "dkd": DKD,
+    "dist": DIST,
+    "kd_ls": StandardisedKD,
+    "fitnet": FitNet,
+    "at": AttentionTransfer,
+    "ickd": ICKD,
+    "crd": CRD,
 }
 
 
@@ -81,7 +91,12 @@ else:
 
 
 def create_loss(
-    settings: LossSettings, *, student_dim: int, teacher_dim: int, across_ranks: bool = True
+    settings: LossSettings,
+    *,
+    student_dim: int,
+    teacher_dim: int,
+    across_ranks: bool = True,
+    train_images: int | None = None,
 ) -> Loss | None:
     """The module of a loss, its parameters drawn from torch's global generator.
 
@@ -89,6 +104,7 @@ def create_loss(
         settings: as a configuration holds them; `name` says which loss.
         student_dim, teacher_dim: widths of what it reads.
         across_ranks: statistics of the global batch (default), or of each rank's share.
+        train_images: how many there are, for a loss that needs their keys.
 
     Returns:
         None for a loss that reads nothing.
@@ -97,7 +113,10 @@ def create_loss(
     if loss.reads is None:
         return None
     fields = {field.name for field in dataclasses.fields(loss.settings)} - {"name"}
-    module = loss(student_dim, teacher_dim, **{name: getattr(settings, name) for name in fields})
+    given = {name: getattr(settings, name) for name in fields}
+    if "keys" in loss.needs:
+        given["train_images"] = train_images
+    module = loss(student_dim, teacher_dim, **given)
     if not across_ranks:
         module.use_local_statistics()
     return module

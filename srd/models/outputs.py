@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from srd.errors import UserError
 
-Representation = Literal["features", "tokens", "logits"]
+LIKE = {"tokens": " (a vision transformer)", "maps": " (a CNN)"}
+Representation = Literal["features", "tokens", "maps", "logits"]
 
 
 class Output(NamedTuple):
@@ -24,12 +26,23 @@ class Output(NamedTuple):
         distilled_logits: (B, C) of a second head, in training; None for models with one head.
         tokens: (B, N, D), one for each patch, without class tokens and the like; None for models
             whose last features are no sequence of tokens.
+        maps: (B, D, H, W), the last feature map; None for models that have none.
     """
 
     features: Tensor | None
     logits: Tensor
     distilled_logits: Tensor | None = None
     tokens: Tensor | None = None
+    maps: Tensor | None = None
+
+    def read(self, what: Representation) -> Tensor | None:
+        """What a loss reads. Tokens that fill a square are a map too, row by row."""
+        if what == "maps" and self.maps is None and self.tokens is not None:
+            side = math.isqrt(self.tokens.shape[1])
+            if side**2 == self.tokens.shape[1]:
+                return self.tokens.transpose(1, 2).unflatten(2, (side, side))
+        value: Tensor | None = getattr(self, what)
+        return value
 
 
 class Read(Protocol):
@@ -77,7 +90,7 @@ def unchanged(network: nn.Module, *, training: bool) -> Iterator[None]:
 
 
 def width(network: nn.Module, reads: Representation, *, image_size: int, role: str) -> int:
-    """D of the features or of the tokens of a network that gives `Output`.
+    """D of the features, tokens or maps of a network that gives `Output`; C of its logits.
 
     Args:
         role: student or teacher, for the message.
@@ -85,10 +98,10 @@ def width(network: nn.Module, reads: Representation, *, image_size: int, role: s
     Raises:
         UserError: it has none.
     """
-    value: Tensor | None = getattr(of_black_image(network, image_size), reads)
+    value = of_black_image(network, image_size).read(reads)
     if value is None:
         raise UserError(
             f"the loss reads {reads}, and the {role} has none: take a loss that reads something "
-            f"else, or another {role}" + (" (a vision transformer)" if reads == "tokens" else "")
+            f"else, or another {role}" + LIKE.get(reads, "")
         )
-    return value.shape[-1]
+    return value.shape[1 if reads == "maps" else -1]

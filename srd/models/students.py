@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from srd.errors import UserError
 from srd.installed import not_installed
-from srd.models import timm_models
+from srd.models import cifar, timm_models
 from srd.models.outputs import Output, Read
 
 GROUP = "srd.students"
@@ -36,7 +36,18 @@ class Builder:
     read: Read = timm_models.read
 
 
-STUDENTS: dict[str, Builder] = {}
+def _of_cifar(network: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    def build(*, num_classes: int, image_size: int, drop_path: float) -> nn.Module:
+        if drop_path > 0:
+            raise UserError("networks for CIFAR have no drop path: set model.drop_path to 0")
+        return network(num_classes=num_classes)
+
+    return build
+
+
+STUDENTS: dict[str, Builder] = {
+    name: Builder(_of_cifar(network), cifar.read) for name, network in cifar.NETWORKS.items()
+}
 
 
 class Student(nn.Module):

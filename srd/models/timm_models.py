@@ -126,7 +126,8 @@ def read(model: Any, images: Tensor, *, features: bool = True) -> Output:
         return Output(None, *_by_head(model(images)))
     last = model.forward_features(images)
     logits, distilled_logits = _by_head(model.forward_head(last))
-    return Output(_pooled(model, last), logits, distilled_logits, _patch_tokens(model, last))
+    tokens, maps = _patch_tokens(model, last), _map(model, last)
+    return Output(_pooled(model, last), logits, distilled_logits, tokens, maps)
 
 
 def _by_head(logits: Any) -> tuple[Tensor, Tensor | None]:
@@ -147,6 +148,12 @@ def _pooled(model: Any, last: Any) -> Tensor:
     if isinstance(pooled, tuple):  # of the class and the distillation token
         return (pooled[0] + pooled[1]) / 2
     return pooled
+
+
+def _map(model: Any, last: Any) -> Tensor | None:
+    if not isinstance(last, Tensor) or last.ndim != 4:
+        return None
+    return last if last.shape[1] == model.num_features else last.permute(0, 3, 1, 2)
 
 
 def _patch_tokens(model: Any, last: Any) -> Tensor | None:

@@ -44,15 +44,17 @@ def check_fits(loop: Loop, state: Mapping[str, Any], *, changed: bool = False) -
 
 def _check_place(loop: Loop, position: Mapping[str, Any], extended: list[dict[str, Any]]) -> None:
     """The place is one of this run's."""
-    epochs, steps = loop.plan.epochs, loop.steps
+    span, steps = loop.span, loop.steps
     epoch, step, updates = (position[name] for name in ("epoch", "step", "updates"))
-    if epoch >= epochs:
-        raise Misfit(f"position.epoch is {epoch}, the run has {epochs}")
+    if epoch >= span.end:
+        raise Misfit(f"position.epoch is {epoch}, the run has {span.end}")
+    if epoch < span.first:
+        raise Misfit(f"position.epoch is {epoch}, of a stage before this one")
     if step > steps:
         raise Misfit(f"position.step is {step}, an epoch has {steps}")
-    expected = expected_updates(extended, epoch=epoch, step=step, steps=steps)
-    if updates != expected:
-        raise Misfit(f"position.updates is {updates}, not {expected}")
+    within = expected_updates(extended, epoch=epoch - span.first, step=step, steps=steps)
+    if updates != span.updates + within:
+        raise Misfit(f"position.updates is {updates}, not {span.updates + within}")
     if step and "loss" not in position.get("sums", {}):
         raise Misfit("position.sums.loss is missing")
     if position.get("best_epoch", -1) > epoch:

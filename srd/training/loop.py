@@ -94,6 +94,15 @@ class Position:
     sums: dict[str, float] = field(default_factory=dict)  # of this epoch's loss terms
 
 
+@dataclass(frozen=True)
+class Span:
+    """The part of a run that a loop trains: epochs from `first` to before `end`, after `updates`."""
+
+    first: int
+    end: int
+    updates: int = 0
+
+
 @dataclass
 class Pending:
     """A step that is made but not logged: its gradient norm is still on its way from the device."""
@@ -110,6 +119,7 @@ class Loop:
         clip_norm: of the gradients; None for no clipping.
         settings: the run's configuration, saved in every checkpoint.
         backward: from the (scaled) loss to gradients that are averaged over processes.
+        span: the epochs that are this loop's, of a run in stages; None: all of the plan's.
         start_epoch: puts every module into its training or evaluation mode.
         end_epoch: called between two epochs, with the accuracy where it was measured.
         move_schedule: puts a schedule where it would be after so many epochs and steps, had it been
@@ -135,7 +145,9 @@ class Loop:
         end_epoch: Callable[[Measured | None], object] = lambda accuracy: None,
         backward: Callable[[Tensor], None] = Tensor.backward,
         move_schedule: Callable[[int, int], object] = lambda epochs, steps: None,
+        span: Span | None = None,
     ) -> None:
+        self.span = span or Span(0, plan.epochs)
         self.task, self.optimizer, self.schedule = task, optimizer, schedule
         self.plan, self.seed, self.clip_norm = plan, seed, clip_norm
         self.data, self.steps, self.evaluate = data, len(data.batches), evaluate
@@ -145,7 +157,8 @@ class Loop:
         self.average = (
             Average(task.model, plan.ema_decay, plan.ema_warmup) if plan.ema_decay else None
         )
-        self.position, self.extended = Position(), list[dict[str, Any]]()
+        self.position = Position(epoch=self.span.first, updates=self.span.updates)
+        self.extended = list[dict[str, Any]]()
         self.pending: Pending | None = None
         self.signals, self.stopping = StopSignals(), False
         self.saver = Saver()
@@ -185,7 +198,7 @@ class Loop:
         self.extended = list(state.get("extended", []))
         optimizer = state["optimizer"]
         if changed:
-            self.move_schedule(at.epoch, self.place)
+            self.move_schedule(at.epoch - self.span.first, self.place)
             optimizer = {**optimizer, "param_groups": self.optimizer.state_dict()["param_groups"]}
         elif self.schedule is not None:
             self.schedule.load_state_dict(state["lr_scheduler"])
@@ -194,6 +207,11 @@ class Loop:
             self.scaler.load_state_dict(state["scaler"])
         self.log.info(f"resuming in {self.label}, step {at.step} ({at.updates} updates made)")
 
+    def follow(self, before: Loop) -> None:
+        """Start where the stage before has ended; its losses' sums are not this one's."""
+        at = {**asdict(before.position), "epoch": self.span.first, "step": 0, "sums": {}}
+        self.position = Position(**at)
+
     def fit(self) -> Measured:
         """Train to the end; returns the accuracy of the last epoch.
 
@@ -201,7 +219,7 @@ class Loop:
             Stopped: a signal came; the run is saved. RunFailed: it cannot go on.
         """
         plan, position = self.plan, self.position
-        total = plan.epochs * self.steps
+        total = (self.span.end - self.span.first) * self.steps
         with (
             self.saver.finishing(),
             self.signals.listening(),
@@ -212,18 +230,18 @@ class Loop:
                 done = position.epoch + 1
                 due = plan.evaluate_every and done % plan.evaluate_every == 0
                 try:
-                    accuracy = self.evaluate_epoch() if due or done >= plan.epochs else None
+                    accuracy = self.evaluate_epoch() if due or done >= self.span.end else None
                 except EvaluationStopped:
                     self.save_and_stop()
-                if accuracy is not None and done >= plan.epochs:
+                if accuracy is not None and done >= self.span.end:
                     return accuracy
                 self.end_epoch(accuracy)
                 position.epoch, position.step, position.sums = done, 0, {}
 
     @property
     def place(self) -> int:
-        """Steps from the start of the run to here, as its settings of now count them."""
-        return self.position.epoch * self.steps + self.position.step
+        """Steps from the start of the span to here, as the settings of now count them."""
+        return (self.position.epoch - self.span.first) * self.steps + self.position.step
 
     @property
     def label(self) -> str:
@@ -246,7 +264,7 @@ class Loop:
         self.log_pending(bar)
         self.log_epoch(position.step - first, time.perf_counter() - started)
         done = position.epoch + 1
-        if done >= plan.epochs or done % plan.save_every == 0:
+        if done >= self.span.end or done % plan.save_every == 0:
             self.save_last()
         if plan.keep_every and done % plan.keep_every == 0:
             self.save(self.folder.checkpoints / f"epoch_{position.epoch:04}.pth")
@@ -311,7 +329,7 @@ class Loop:
         if row["step"] % self.plan.log_every == 0:
             self.log.row("step", row)
         if bar is not None:
-            left = self.plan.epochs * self.steps - self.place
+            left = (self.span.end - self.span.first) * self.steps - self.place
             remaining = left * self.position.seconds / max(1, self.position.updates)
             hidden = ("epoch", "step", "grad_norm", "images_per_second")
             shown = {name: value for name, value in row.items() if name not in hidden}

@@ -86,12 +86,13 @@ class DistillationTask(nn.Module):
         """Take a teacher without making it a part of this module, whatever it is."""
         object.__setattr__(self, "teach", teach)
 
-    def losses(self, batch: tuple[Tensor, Tensor], seed: int) -> dict[str, Tensor]:
+    def losses(self, batch: tuple[Tensor, ...], seed: int) -> dict[str, Tensor]:
         """The losses by name, `loss` their weighted sum, scalars in float32 or better.
 
-        Shapes: images (B, 3, H, W); targets (B,) or, mixed, (B, C).
+        Shapes: images (B, 3, H, W); targets (B,) or, mixed, (B, C); for a loss that needs them, keys
+        (B, 2).
         """
-        images, targets = batch
+        images, targets, *keys = batch
         distill = self.distill
         torch.manual_seed(seed)
         with self.precision.autocast():
@@ -112,8 +113,10 @@ class DistillationTask(nn.Module):
                 loss = loss + distill.kl_weight * terms["kl"]
             if z_t is not None and self.call_loss is not None:
                 reads = self.loss.reads or "features"
-                own = soft if reads == "logits" else getattr(z_s, reads)
-                terms["repr"] = self.call_loss(own, getattr(z_t, reads))
+                own = soft if reads == "logits" else z_s.read(reads)
+                given = {"targets": targets, "keys": keys[0] if keys else None}
+                needed = {name: given[name] for name in self.loss.needs}
+                terms["repr"] = self.call_loss(own, z_t.read(reads), **needed)
                 loss = loss + distill.repr_weight * terms["repr"]
         return {"loss": loss, **terms}
 

@@ -79,7 +79,9 @@ def train(config: Config, trained: Trained = "student", notes: Sequence[str] = (
             teacher, classes = open_unlabelled_teacher(config, distill, precision)
         else:
             config, teacher = with_teacher(config, distill, inputs, precision)
-        task = make_task(config, trained, distill, classes, teacher, precision)
+        task = make_task(
+            config, trained, distill, classes, teacher, precision, train_images=inputs.train_images
+        )
         folder = RunFolder(config.output, config.name or default_name(config, trained))
         goes_on = config.resume == "auto" and folder.has_checkpoints()
         started = None if goes_on else start(config, trained, task, classes)
@@ -225,7 +227,7 @@ def with_trained_teacher(config: Config, num_classes: int) -> Config:
 def check_student(config: Config, num_classes: int) -> None:
     """Build the student once and drop it: mistakes in it are told before a teacher is trained."""
     loss, size = LOSSES[config.distill.loss.name], config.model.image_size
-    reads = loss.reads in ("features", "tokens")
+    reads = loss.reads not in (None, "logits")
     student = open_student(
         config.model.name, num_classes=num_classes, image_size=size, reads_features=reads
     )
@@ -240,6 +242,8 @@ def make_task(
     num_classes: int,
     teacher: LoadedTeacher | None,
     precision: Precision,
+    *,
+    train_images: int = 0,
 ) -> DistillationTask:
     """What is trained, its weights drawn from the seed alone; on its device."""
     size, loss = config.model.image_size, LOSSES[distill.loss.name]
@@ -250,7 +254,7 @@ def make_task(
             image_size=size,
             drop_path=config.model.drop_path,
             role=trained,
-            reads_features=loss.reads in ("features", "tokens"),
+            reads_features=loss.reads not in (None, "logits"),
         )
         representation = None
         if teacher is not None and loss.reads is not None:
@@ -259,6 +263,7 @@ def make_task(
                 student_dim=width(student, loss.reads, image_size=size, role="student"),
                 teacher_dim=width(teacher.model, loss.reads, image_size=size, role="teacher"),
                 across_ranks=config.train.global_statistics,
+                train_images=train_images,
             )
     if config.model.freeze_backbone:
         freeze_backbone(student.model, f"the student {config.model.name}")
@@ -307,10 +312,13 @@ def make_loop(
     plan, optim = config.train, config.optim
     mix = Mix(config.augment, num_classes=max(1, inputs.num_classes), seed=config.seed)
 
-    def ready(batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+    def ready(batch: Batch, step: int) -> tuple[Tensor, ...]:
         for name in inputs.broken.check(batch):
             session.log.info(f"skipped {name}")
-        return mix(*to_device(batch, precision.device, precision.dtype), step)
+        mixed = mix(*to_device(batch, precision.device, precision.dtype), step)
+        if batch.keys is None or "keys" not in task.loss.needs:
+            return mixed
+        return (*mixed, batch.keys)
 
     def accuracy(stop: Any) -> Accuracy:
         with evaluating(task.model):

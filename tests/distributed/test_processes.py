@@ -69,7 +69,10 @@ def test_the_loss_of_two_halves_is_the_loss_of_the_batch(
     assert_equal(case)
 
 
-@pytest.mark.parametrize("case", ["accumulated", "accuracy"])
+RIVALS = [f"rival {name}" for name in ("dkd", "dist", "kd_ls", "fitnet", "crd")]
+
+
+@pytest.mark.parametrize("case", ["accumulated", "accuracy", *RIVALS])
 def test_two_processes_together_are_one(assert_equal: Callable[..., None], case: str) -> None:
     assert_equal(case)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from timm.layers import BatchNormAct2d, EvoNorm2dB0
 from torch import Tensor, nn
 
@@ -23,6 +24,8 @@ from srd.distributed import processes, reduce
 from srd.distributed.batch_norm import use_global_batch_norm
 from srd.errors import UserError
 from srd.evaluation.accuracy import evaluate
+from srd.method.losses import LOSSES as LOSSES_BY_NAME
+from srd.method.losses import LossSettings, create_loss
 from srd.method.simple_recipe import SimpleRecipeLoss
 from srd.models.students import open_student
 
@@ -30,6 +33,7 @@ CPU = torch.device("cpu")
 BATCH, D_S, D_T = 8, 5, 7
 IMAGE = (3, 5, 6)
 STUDENTS = ("test_byobnet", "efficientvit_m0")  # batch norms with activations; of vectors too
+RIVALS = ("dkd", "dist", "kd_ls", "fitnet", "crd")
 LOSSES = [("correlation", 4.0), ("elementwise", 4.0), ("correlation", 2.5), ("elementwise", 1.0)]
 
 
@@ -59,6 +63,31 @@ def recipe_loss(match: str, alpha: float) -> dict[str, Tensor]:
     value = parallel(z_s, z_t)
     value.backward()
     return {"value": value.detach(), **gradients(loss, z_s), **dict(loss.named_buffers())}
+
+
+def rival(name: str) -> dict[str, Tensor]:
+    """Two steps of a loss by name, of all that it needs."""
+    torch.manual_seed(0)
+    sizes = (D_T, D_T) if LOSSES_BY_NAME[name].reads == "logits" else (D_S, D_T)
+    loss = create_loss(
+        TypeAdapter(LossSettings).validate_python(name),
+        student_dim=sizes[0], teacher_dim=sizes[1], train_images=2 * BATCH,
+    )  # fmt: skip
+    assert loss is not None
+    parallel = processes.data_parallel(loss.double(), CPU) if [*loss.parameters()] else loss
+    given = {
+        "targets": my_half(random(BATCH, D_T, seed=5).softmax(dim=1)),
+        "keys": my_half(torch.stack([torch.zeros(BATCH), torch.arange(BATCH)], dim=1).long()),
+    }
+    values = []
+    for step in range(2):
+        loss.zero_grad()
+        z_s = my_half(random(BATCH, sizes[0], seed=step)).requires_grad_()
+        z_t = my_half(random(BATCH, sizes[1], seed=2 + step))
+        value = parallel(z_s, z_t, **{need: given[need] for need in loss.needs})
+        value.backward()
+        values.append(reduce.reduce_mean(value.detach()))
+    return {"values": torch.stack(values), **gradients(loss, z_s), **dict(loss.named_buffers())}
 
 
 def batch_norm(layer: nn.Module, *shape: int) -> dict[str, Tensor]:
@@ -147,6 +176,7 @@ def accuracy() -> dict[str, Tensor]:
 
 def results() -> dict[str, dict[str, Tensor]]:
     found = {f"{match} {alpha}": recipe_loss(match, alpha) for match, alpha in LOSSES}
+    found |= {f"rival {name}": rival(name) for name in RIVALS}
     found["affine"] = batch_norm(nn.BatchNorm2d(4), *IMAGE)
     found["plain"] = batch_norm(nn.BatchNorm2d(4, affine=False, momentum=None), *IMAGE)
     found["still"] = batch_norm(nn.BatchNorm2d(4, momentum=0.0), *IMAGE)

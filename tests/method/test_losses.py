@@ -16,10 +16,12 @@ from srd.method.losses import LOSSES, LossSettings, create_loss
 
 BUILT = [name for name, loss in LOSSES.items() if loss.reads is not None]
 NOT_BUILT = [name for name in LOSSES if name not in BUILT]
-BATCH, D_S, D_T, TOKENS, CLASSES = 6, 3, 4, 5, 7
+BATCH, D_S, D_T, TOKENS, CLASSES, SIDE, IMAGES = 6, 3, 4, 5, 7, 3, 20
 # Of a setting: another value than its default. One for every setting of every loss.
 OTHER = {"match": "elementwise", "alpha": 2.0, "bn_eps": 0.3, "log_eps": 0.2, "beta": 0.1,
-         "norm_eps": 0.5}  # fmt: skip
+         "norm_eps": 0.5, "temperature": 3.0, "standardise": True, "gamma": 0.3, "weight": 0.1,
+         "power": 3.0, "dim": 5, "negatives": 4, "momentum": 0.1}  # fmt: skip
+LATER = {("crd", "momentum")}  # settings that change the next step, not this one
 
 
 def settings(name: str, **values: Any) -> Any:
@@ -29,14 +31,35 @@ def settings(name: str, **values: Any) -> Any:
 def made(name: str, **values: Any) -> Loss:
     """Built with the same parameters each time, in float64."""
     torch.manual_seed(0)
-    loss = create_loss(settings(name, **values), student_dim=D_S, teacher_dim=D_T)
+    loss = built(name, **values)
     assert loss is not None
     return loss.double()
+
+
+def built(name: str, **values: Any) -> Loss | None:
+    student_dim, teacher_dim = dims(name)
+    return create_loss(settings(name, **values), student_dim=student_dim, teacher_dim=teacher_dim,
+                       train_images=IMAGES)  # fmt: skip
+
+
+def dims(name: str) -> tuple[int, int]:
+    return (CLASSES, CLASSES) if LOSSES[name].reads == "logits" else (D_S, D_T)
+
+
+def value_of(loss: Loss, z_s: Tensor, z_t: Tensor) -> Tensor:
+    """The loss, of a batch whose targets and keys are what it may need besides."""
+    given = {
+        "targets": torch.arange(len(z_s)) % CLASSES,
+        "keys": torch.stack([torch.full((len(z_s),), 2), torch.arange(len(z_s)) * 3], dim=1),
+    }
+    value: Tensor = loss(z_s, z_t, **{name: given[name] for name in loss.needs})
+    return value
 
 
 def pair(name: str, batch: int = BATCH) -> tuple[Tensor, Tensor]:
     """What the loss reads of a student and of a teacher."""
     shapes = {"features": [(D_S,), (D_T,)], "tokens": [(TOKENS, D_S), (TOKENS, D_T)],
+              "maps": [(D_S, SIDE, SIDE), (D_T, SIDE, SIDE)],
               "logits": [(CLASSES,), (CLASSES,)]}  # fmt: skip
     generator = torch.Generator().manual_seed(1)
     z_s, z_t = (
@@ -72,15 +95,19 @@ def test_its_settings_are_its_keywords(name: str) -> None:
     ],
 )
 def test_each_setting_changes_the_loss(name: str, key: str) -> None:
-    z = pair(name)
-    assert not torch.allclose(made(name)(*z), made(name, **{key: OTHER[key]})(*z))
+    z, values = pair(name), []
+    for loss in (made(name), made(name, **{key: OTHER[key]})):
+        if (name, key) in LATER:
+            value_of(loss, *z)
+        values.append(value_of(loss, *z))
+    assert not torch.allclose(*values)
 
 
 @pytest.mark.parametrize("name", BUILT)
 def test_gradients_reach_the_student_and_all_parameters_and_not_the_teacher(name: str) -> None:
     loss, (z_s, z_t) = made(name), pair(name)
     z_s.requires_grad_(), z_t.requires_grad_()
-    value = loss(z_s, z_t)
+    value = value_of(loss, z_s, z_t)
     assert value.shape == () and value.isfinite()
     value.backward()
     assert z_t.grad is None
@@ -95,9 +122,9 @@ def test_autocast_and_half_precision_compute_in_float32(name: str) -> None:
     z_s, z_t = (z.bfloat16() for z in pair(name))
     loss = made(name).float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = loss(z_s, z_t)
+        value = value_of(loss, z_s, z_t)
     assert value.dtype == torch.float32
-    torch.testing.assert_close(value, made(name).float()(z_s.float(), z_t.float()))
+    torch.testing.assert_close(value, value_of(made(name).float(), z_s.float(), z_t.float()))
 
 
 @pytest.mark.parametrize("name", BUILT)
@@ -105,22 +132,26 @@ def test_what_it_saves_is_all_that_it_knows(name: str) -> None:
     z = pair(name)
     loss = made(name)
     torch.manual_seed(5)
-    other = create_loss(settings(name), student_dim=D_S, teacher_dim=D_T)
+    other = built(name)
     assert other is not None
     other.double().load_state_dict(loss.state_dict())
-    assert torch.equal(loss(*z), other(*z))
+    for _ in range(2):  # the second step sees what the first one left
+        assert torch.equal(value_of(loss, *z), value_of(other, *z))
 
 
 @pytest.mark.parametrize("name", BUILT)
-@pytest.mark.parametrize("wrong", [(D_S + 1, D_T), (D_S, D_T + 1)])
+@pytest.mark.parametrize("wrong", [(1, 0), (0, 1)])
 def test_widths_that_are_not_its_own(name: str, wrong: tuple[int, int]) -> None:
-    z_s, z_t = torch.randn(BATCH, wrong[0]), torch.randn(BATCH, wrong[1])
+    behind = (SIDE, SIDE) if LOSSES[name].reads == "maps" else ()
+    (d_s, d_t), (more_s, more_t) = dims(name), wrong
+    z_s, z_t = (torch.randn(BATCH, d, *behind) for d in (d_s + more_s, d_t + more_t))
     with pytest.raises(ValueError, match="must have shape"):
-        made(name)(z_s, z_t)
+        value_of(made(name), z_s, z_t)
+    z_s, z_t = torch.randn(BATCH, d_s, *behind), torch.randn(BATCH - 1, d_t, *behind)
     with pytest.raises(ValueError, match="one teacher representation"):
-        made(name)(torch.randn(BATCH, D_S), torch.randn(BATCH - 1, D_T))
+        value_of(made(name), z_s, z_t)
 
 
 @pytest.mark.parametrize("name", NOT_BUILT)
 def test_a_loss_that_reads_nothing_has_no_module(name: str) -> None:
-    assert create_loss(settings(name), student_dim=D_S, teacher_dim=D_T) is None
+    assert built(name) is None

@@ -319,3 +319,17 @@ def test_tokens_of_a_model_that_has_none() -> None:
 
 def test_output_has_the_order_of_the_design() -> None:
     assert Output._fields == ("features", "logits", "distilled_logits", "tokens")
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "swin_tiny_patch4_window7_224"])
+def test_maps_are_the_last_ones_channels_first_and_their_mean_is_the_feature(name: str) -> None:
+    torch.manual_seed(0)
+    model = create_classifier(name, num_classes=3, image_size=64).eval()
+    output = read(model, images(64))
+    maps = output.read("maps")
+    assert maps is not None and maps.shape[:2] == (3, model.num_features)
+    if name == "test_vit":  # row by row
+        assert torch.equal(maps[:, :, 1, 2], output.tokens[:, 1 * maps.shape[3] + 2])
+    else:
+        torch.testing.assert_close(maps.mean(dim=(2, 3)), output.features)
+    assert output._replace(maps=None, tokens=torch.zeros(2, 5, 3)).read("maps") is None

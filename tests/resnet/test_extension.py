@@ -12,7 +12,7 @@ from resnet.extension import SimpleRecipeCriterion, SimpleRecipeWrapper
 from srd.errors import UserError
 from srd.method.logits import distillation_kl
 from srd.method.loss import Loss
-from srd.method.losses import KDSettings
+from srd.method.losses import LOSSES, KDSettings
 from srd.method.vkd import VkDLoss
 
 CPU = torch.device("cpu")
@@ -144,6 +144,40 @@ def test_any_loss_by_name_is_the_other_halfs() -> None:
     for own, other in zip(wrapper.distillation_loss.parameters(), same.parameters(), strict=True):
         assert own.grad is not None and own.grad.abs().sum() > 0
         torch.testing.assert_close(own.grad, other.grad, rtol=1e-10, atol=1e-14)
+
+
+NEEDY = [("dkd", {}), ("dist", {}), ("kd_ls", {}), ("fitnet", {}), ("at", {}), ("ickd", {}),
+         ("crd", {"train_images": 10})]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "given"), NEEDY)
+def test_every_rival_by_name_gets_what_it_needs(name: str, given: dict[str, int]) -> None:
+    torch.manual_seed(0)
+    layer, sizes = ("fc", (5, 5)) if LOSSES[name].reads == "logits" else ("layer4", (7, 9))
+    student, teacher, x = Net(7).double(), Net(9).double(), torch.randn(6, 3, 8, 8).double()
+    wrapper = SimpleRecipeWrapper(
+        layer, *sizes, loss=name, student_model=student, device=CPU, **given
+    ).double()
+    wrapper.keys = torch.tensor([[0, i] for i in range(6)])
+    targets = torch.arange(6) % 5
+    logits, t_logits = student(x), teacher(x)
+    io = {"model.fc": {"output": logits}, "model.layer4": {"output": student.features},
+          ".": {"output": logits}}  # fmt: skip
+    t_io = {"fc": {"output": t_logits}, "layer4": {"output": teacher.features},
+            ".": {"output": t_logits}}  # fmt: skip
+    wrapper.secondary_forward(io)
+    criterion = SimpleRecipeCriterion(layer)
+    total = criterion(io, t_io, targets)
+    total.backward()
+    assert set(criterion.terms) == {"repr", *(["kl"] if LOSSES[name].logits else [])}
+    assert total.isfinite() and student.layer4.weight.grad.abs().sum() > 0
+
+
+def test_a_number_of_images_is_for_who_counts_them() -> None:
+    with pytest.raises(UserError, match="'crd' needs `train_images`"):
+        wrapped(loss="crd")
+    with pytest.raises(UserError, match="leave train_images out"):
+        wrapped(loss="vkd", train_images=5)
 
 
 class PositionByPosition(Loss):

@@ -13,28 +13,30 @@ from deit.student import ConvStemDeiT, read
 from srd.config.fields import Distill, read_config
 from srd.config.layers import Layer
 from srd.device import Precision
-from srd.method.losses import create_loss
+from srd.method.losses import LOSSES, create_loss
 from srd.models.outputs import Output
 from srd.models.students import Student
 from srd.training.micro_batches import MicroBatches, in_parts
 from srd.training.task import DistillationTask
 
-BATCH, CLASSES, WIDTH, TEACHER_WIDTH = 8, 5, 24, 40
+BATCH, CLASSES, WIDTH, TEACHER_WIDTH, SIZE = 8, 5, 24, 40, 32
 EXACT = Precision(torch.device("cpu"), dtype=torch.float64)
 
 
 class Teacher(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.features = nn.Linear(3 * 16 * 16, TEACHER_WIDTH)
+        self.features = nn.Linear(3 * SIZE * SIZE, TEACHER_WIDTH)
         self.head = nn.Linear(TEACHER_WIDTH, CLASSES)
+        self.maps = nn.Linear(3 * SIZE * SIZE, 4 * TEACHER_WIDTH)
         self.sizes: list[int] = []
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Output:
         self.sizes.append(len(images))
         features = self.features(images.flatten(1)).relu()
-        return Output(features, self.head(features))
+        maps = self.maps(images.flatten(1)).reshape(-1, TEACHER_WIDTH, 2, 2)
+        return Output(features, self.head(features), maps=maps)
 
 
 def distilling(**loss: Any) -> Distill:
@@ -50,9 +52,13 @@ def make_task(
 ) -> DistillationTask:
     """The task whose teacher and student see the whole batch, or parts of it."""
     torch.manual_seed(0)
-    student = Student(ConvStemDeiT(WIDTH, 3, CLASSES, 16, drop_path), read)
+    student = Student(ConvStemDeiT(WIDTH, 3, CLASSES, SIZE, drop_path), read)
     distill = distill or Distill()
-    loss = create_loss(distill.loss, student_dim=WIDTH, teacher_dim=TEACHER_WIDTH)
+    logits = LOSSES[distill.loss.name].reads == "logits"
+    student_dim, teacher_dim = (CLASSES, CLASSES) if logits else (WIDTH, TEACHER_WIDTH)
+    loss = create_loss(
+        distill.loss, student_dim=student_dim, teacher_dim=teacher_dim, train_images=2 * BATCH
+    )
     task = DistillationTask(
         student, loss, distill=distill, teach=teacher, smoothing=0.0, precision=EXACT
     ).double()
@@ -69,10 +75,12 @@ def teacher() -> Teacher:
     return Teacher().double()
 
 
-def batch() -> tuple[Tensor, Tensor]:
+def batch() -> tuple[Tensor, Tensor, Tensor]:
+    """Images, mixed targets, keys."""
     draw = torch.Generator().manual_seed(2)
-    images = torch.randn(BATCH, 3, 16, 16, generator=draw, dtype=torch.float64)
-    return images, torch.rand(BATCH, CLASSES, generator=draw, dtype=torch.float64).softmax(dim=1)
+    images = torch.randn(BATCH, 3, SIZE, SIZE, generator=draw, dtype=torch.float64)
+    targets = torch.rand(BATCH, CLASSES, generator=draw, dtype=torch.float64).softmax(dim=1)
+    return images, targets, torch.stack([torch.zeros(BATCH), torch.arange(BATCH)], dim=1).long()
 
 
 def gradients(task: nn.Module) -> dict[str, Tensor]:
@@ -85,6 +93,13 @@ def gradients(task: nn.Module) -> dict[str, Tensor]:
         {"name": "srd", "match": "correlation"},
         {"name": "srd", "match": "elementwise"},
         {"name": "vkd"},
+        {"name": "dkd"},
+        {"name": "dist"},
+        {"name": "kd_ls"},
+        {"name": "fitnet"},
+        {"name": "at"},
+        {"name": "ickd"},
+        {"name": "crd"},
     ],
     ids=lambda loss: "-".join(loss.values()),
 )
@@ -99,7 +114,8 @@ def test_losses_and_gradients_are_those_of_the_whole_batch(
     teacher.sizes.clear()
     losses = parts.losses(batch(), seed=3)
     losses["loss"].backward()
-    assert list(losses) == ["loss", "ce", "kl", "repr"]
+    kl = ["kl"] if LOSSES[loss["name"]].logits else []
+    assert list(losses) == ["loss", "ce", *kl, "repr"]
     for name, value in losses.items():
         assert torch.allclose(value, expected[name], rtol=1e-12), name
     theirs = gradients(whole)
@@ -138,7 +154,7 @@ def test_both_passes_drop_the_same_paths(teacher: Teacher) -> None:
 
 def test_parts_drop_other_paths_than_each_other(teacher: Teacher) -> None:
     task = make_task(teacher, drop_path=0.5, micro_batch=4)
-    images, targets = batch()
+    images, targets, _ = batch()
     outputs: list[Any] = []
     task.student.register_forward_hook(lambda *call: outputs.append(call[-1].logits.detach()))
     task.losses((images[:4].repeat(2, 1, 1, 1), targets), seed=3)
@@ -173,7 +189,7 @@ def test_what_the_batch_norms_of_the_stem_change_is_bounded(teacher: Teacher) ->
 
 def test_a_classifier_in_micro_batches() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, CLASSES)).double()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, CLASSES)).double()
 
     def classifier(model: nn.Module) -> DistillationTask:
         student = Student(model, lambda model, images, features=True: Output(None, model(images)))
@@ -184,7 +200,7 @@ def test_a_classifier_in_micro_batches() -> None:
 
     whole, parts = classifier(copy.deepcopy(model)), classifier(model)
     parts.share_out(3)
-    images, targets = batch()
+    images, targets, _ = batch()
     for labels in (targets, torch.arange(BATCH) % CLASSES):
         for task in (whole, parts):
             task.zero_grad()
@@ -209,7 +225,7 @@ def test_without_a_graph_the_outputs_are_those_of_the_parts(teacher: Teacher) ->
 
 
 def test_a_teacher_in_parts_says_the_same(teacher: Teacher) -> None:
-    images, _ = batch()
+    images, *_ = batch()
     whole, parts = teacher(images), in_parts(teacher, 3)(images)
     assert teacher.sizes == [8, 3, 3, 2] and parts.distilled_logits is None
     assert torch.allclose(parts.features, whole.features, rtol=1e-12)
