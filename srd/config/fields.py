@@ -55,6 +55,9 @@ class Data:
     dataset: str = "imagefolder"  # or digits, datasets (Hugging Face's), or a registered source
     path: PathText | None = None  # the folder with train/ and val/; of datasets also a Hub name
     val_fraction: OpenFraction | None = None  # held out where there is no val/; None: a tenth
+    select_fraction: OpenFraction | None = (
+        None  # measure on so much of train/, held out of it, not on val/
+    )
     image_column: str | None = None  # of datasets, where its types do not tell
     label_column: str | None = None
     images_per_class: Count | None = None  # train on the first n images of each class
@@ -131,7 +134,9 @@ class Distill:
     What a loss does not have (`none` no KL, `kd` no representation) cannot be weighed.
     """
 
-    loss: LossSettings = field(default_factory=SimpleRecipeSettings)  # by name: srd, kd, none, vkd
+    loss: LossSettings = field(
+        default_factory=SimpleRecipeSettings
+    )  # by name: srd, kd, none, vkd, ...
     temperature: Positive = 1.0
     ce_weight: NonNegative = 1.0
     kl_weight: NonNegative = 1.0

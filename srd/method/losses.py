@@ -17,6 +17,8 @@ from pydantic import Field, PlainValidator, TypeAdapter
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
+from srd.errors import UserError
+from srd.method.ablation import AblationLoss
 from srd.method.loss import Loss
 from srd.method.simple_recipe import SimpleRecipeLoss
 from srd.method.vkd import VkDLoss
@@ -50,6 +52,7 @@ LOSSES: dict[str, type[Loss]] = {
     "kd": KD,
     "none": NoLoss,
     "vkd": VkDLoss,
+    "ablation": AblationLoss,
 }
 
 
@@ -92,12 +95,18 @@ def create_loss(
 
     Returns:
         None for a loss that reads nothing.
+
+    Raises:
+        UserError: the widths do not fit the settings.
     """
     loss = LOSSES[settings.name]
     if loss.reads is None:
         return None
     fields = {field.name for field in dataclasses.fields(loss.settings)} - {"name"}
-    module = loss(student_dim, teacher_dim, **{name: getattr(settings, name) for name in fields})
+    try:
+        module = loss(student_dim, teacher_dim, **{n: getattr(settings, n) for n in fields})
+    except ValueError as error:
+        raise UserError(f"distill.loss {settings.name}: {error}") from None
     if not across_ranks:
         module.use_local_statistics()
     return module

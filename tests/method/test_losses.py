@@ -19,7 +19,10 @@ NOT_BUILT = [name for name in LOSSES if name not in BUILT]
 BATCH, D_S, D_T, TOKENS, CLASSES = 6, 3, 4, 5, 7
 # Of a setting: another value than its default. One for every setting of every loss.
 OTHER = {"match": "elementwise", "alpha": 2.0, "bn_eps": 0.3, "log_eps": 0.2, "beta": 0.1,
-         "norm_eps": 0.5}  # fmt: skip
+         "norm_eps": 0.5, "normalisation": "l2", "distance": "l1", "projector": "frozen",
+         "groups": 2, "hidden_layers": 2}  # fmt: skip
+# Of a setting that is read beside another one only: that one, and a default that these widths allow.
+BESIDE = {"groups": {"normalisation": "group", "groups": 4}, "hidden_layers": {"projector": "mlp"}}
 
 
 def settings(name: str, **values: Any) -> Any:
@@ -72,8 +75,13 @@ def test_its_settings_are_its_keywords(name: str) -> None:
     ],
 )
 def test_each_setting_changes_the_loss(name: str, key: str) -> None:
-    z = pair(name)
-    assert not torch.allclose(made(name)(*z), made(name, **{key: OTHER[key]})(*z))
+    z, beside = pair(name), BESIDE.get(key, {})
+    if key == "projector":  # the same values, and it does not learn
+        assert not any(p.requires_grad for p in made(name, projector=OTHER[key]).parameters())
+        return
+    assert not torch.allclose(
+        made(name, **beside)(*z), made(name, **beside | {key: OTHER[key]})(*z)
+    )
 
 
 @pytest.mark.parametrize("name", BUILT)
