@@ -27,7 +27,9 @@ ROOMS = {
     "data": {"config", "device", "distributed", "errors", "files", "installed", "strict"},
     "models": {"config", "device", "distributed", "errors", "files", "installed"},
     "run": {"config", "distributed", "errors", "files", "printable", "strict"},
-    "evaluation": {"config", "data", "device", "distributed", "errors", "files", "models", "run"},
+    "evaluation": {
+        "config", "data", "device", "distributed", "errors", "files", "method", "models", "run",
+    },
     "export": {"config", "data", "errors", "files", "installed", "models", "printable", "run"},
     "training": {
         "config", "data", "device", "distributed", "errors", "evaluation", "files", "method",

@@ -56,6 +56,7 @@ class Data:
     dataset: str = "imagefolder"  # or digits, datasets (Hugging Face's), or a registered source
     path: PathText | None = None  # the folder with train/ and val/; of datasets also a Hub name
     val_fraction: OpenFraction | None = None  # held out where there is no val/; None: a tenth
+    select_fraction: OpenFraction | None = None  # measured on instead of val/; out of train/
     unlabelled: bool = False  # pictures without classes, or whose classes are left unread
     image_column: str | None = None  # of datasets, where its types do not tell
     label_column: str | None = None

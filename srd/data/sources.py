@@ -6,6 +6,7 @@ A new source is a file with an opener, and a line in `SOURCES`, here or in that 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -45,7 +46,8 @@ def open_splits(data: Data, *, training: bool) -> Splits:
     """The splits of the data set that a configuration names.
 
     Where it has no validation split, a part of every class is held out of the training images: the
-    same part in every run, whatever its seed, so that no teacher has seen it.
+    same part in every run, whatever its seed, so that no teacher has seen it. With
+    `data.select_fraction` another part stands in for the validation split, which is not looked at.
 
     Raises:
         UserError: an unknown source, no data, other classes, or a setting without effect.
@@ -62,18 +64,24 @@ def open_splits(data: Data, *, training: bool) -> Splits:
             raise UserError(
                 f"data.{name} has no effect with --dataset {data.dataset}: leave it out"
             )
+    selecting = data.select_fraction is not None
+    whole = replace(data, images_per_class=None) if selecting else data
     if data.unlabelled and data.dataset == "imagefolder":
-        train, val, notes = open_pictures(data, training)
+        train, val, notes = open_pictures(whole, training or selecting)
     elif data.unlabelled:
-        train, val, notes = without_labels(SOURCES[data.dataset](data, training))
+        train, val, notes = without_labels(SOURCES[data.dataset](whole, training or selecting))
     else:
-        train, val, notes = SOURCES[data.dataset](data, training)
+        train, val, notes = SOURCES[data.dataset](whole, training or selecting)
     if val is None:
         assert train is not None, "an opener gives training images where it has no others"
         train, val, note = _held_out(train, data.val_fraction or VAL_FRACTION)
-        notes = [*notes, note]
+        notes = [*notes, f"no validation split: {note} (data.val_fraction)"]
     elif data.val_fraction is not None:
         raise UserError("data.val_fraction has no effect: the data have a validation split")
+    if data.select_fraction is not None:
+        assert train is not None, "asked for above"
+        train, val, note = _held_out(train, data.select_fraction)
+        notes = [*notes, f"to select by: {note} (data.select_fraction)"]
     if not training:
         check_splits([_labelled("val", val)])
         return Splits(None, val, [*notes])
@@ -93,10 +101,7 @@ def _held_out(whole: LabelledSource, fraction: float) -> tuple[Subset, Subset, s
     held = hold_out(whole.targets, fraction, whole.classes)
     rest = np.setdiff1d(np.arange(len(whole)), held)
     of_each = "" if whole.classes == ONE_CLASS else " of each class"
-    note = (
-        f"no validation split: {len(held)} of {len(whole)} images are held out, "
-        f"{100 * fraction:g}%{of_each} (data.val_fraction)"
-    )
+    note = f"{len(held)} of {len(whole)} training images are held out, {100 * fraction:g}%{of_each}"
     return Subset(whole, rest), Subset(whole, held), note
 
 

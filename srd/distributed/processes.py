@@ -126,8 +126,8 @@ def check_same(settings: Any) -> None:
 
 
 def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
-    """`module` with its gradients averaged over ranks; alone, `module` itself."""
-    if world_size() == 1:
+    """`module` with its gradients averaged over ranks; alone, or without any, `module` itself."""
+    if world_size() == 1 or not any(p.requires_grad for p in module.parameters()):
         return module
     # The statistics are global: every rank computes the same buffers. Newer torch renamed the setting.
     names = inspect.signature(DistributedDataParallel).parameters

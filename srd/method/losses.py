@@ -17,6 +17,8 @@ from pydantic import Field, PlainValidator, TypeAdapter
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
+from srd.errors import UserError
+from srd.method.ablation import AblationLoss
 from srd.method.crd import CRD
 from srd.method.feature_losses import ICKD, AttentionTransfer, FitNet
 from srd.method.logit_losses import DIST, DKD, StandardisedKD
@@ -60,6 +62,7 @@ LOSSES: dict[str, type[Loss]] = {
     "at": AttentionTransfer,
     "ickd": ICKD,
     "crd": CRD,
+    "ablation": AblationLoss,
 }
 
 
@@ -108,6 +111,9 @@ def create_loss(
 
     Returns:
         None for a loss that reads nothing.
+
+    Raises:
+        UserError: the widths do not fit the settings.
     """
     loss = LOSSES[settings.name]
     if loss.reads is None:
@@ -116,7 +122,10 @@ def create_loss(
     given = {name: getattr(settings, name) for name in fields}
     if "keys" in loss.needs:
         given["train_images"] = train_images
-    module = loss(student_dim, teacher_dim, **given)
+    try:
+        module = loss(student_dim, teacher_dim, **given)
+    except ValueError as error:
+        raise UserError(f"distill.loss {settings.name}: {error}") from None
     if not across_ranks:
         module.use_local_statistics()
     return module

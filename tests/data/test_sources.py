@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,11 +66,35 @@ def test_without_a_validation_split_a_tenth_of_every_class_is_held_out(
     assert np.bincount(val.targets).tolist() == [2, 1, 1] and len(train) == 29
     names = [{source.name(i) for i in range(len(source))} for source in (train, val)]
     assert not names[0] & names[1] and len(names[0] | names[1]) == 33
-    assert "4 of 33 images are held out" in notes[1]
+    assert "4 of 33 training images are held out" in notes[1]
     alone = open_splits(data, training=False)
     assert alone.train is None
     assert {alone.val.name(i) for i in range(len(alone.val))} == names[1]
     assert val.load(0)[1] == val.targets[0]
+
+
+@pytest.mark.parametrize("split", [{"train/a": 20, "train/b": 20, "val/a": 4, "val/b": 4},
+                                   {"train/a": 20, "train/b": 20}])  # fmt: skip
+def test_what_is_selected_by_is_neither_trained_on_nor_reported(
+    make_images: Callable[..., Path], split: dict[str, int]
+) -> None:
+    data = Data(path=str(make_images(split)))
+    reported = open_splits(data, training=False).val
+    train, val, notes = open_splits(replace(data, select_fraction=0.25), training=True)
+    assert train is not None
+    names = [{source.name(i) for i in range(len(source))} for source in (train, val, reported)]
+    assert not names[0] & names[1] and not names[2] & (names[0] | names[1])
+    assert len(names[0] | names[1]) == 40 - (len(names[2]) if len(split) == 2 else 0)
+    assert np.bincount(val.targets).tolist() == [len(val) // 2] * 2
+    assert "data.select_fraction" in notes[-1]
+
+
+def test_few_images_of_a_class_are_taken_from_what_is_left() -> None:
+    data = Data(dataset="digits", images_per_class=3, select_fraction=0.2)
+    train, val, _ = open_splits(data, training=True)
+    assert train is not None
+    assert np.bincount(train.targets).tolist() == [3] * 10 and len(val) > 200
+    assert not {train.name(i) for i in range(30)} & {val.name(i) for i in range(len(val))}
 
 
 def test_what_is_held_out_never_moves() -> None:

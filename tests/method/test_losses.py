@@ -19,9 +19,13 @@ NOT_BUILT = [name for name in LOSSES if name not in BUILT]
 BATCH, D_S, D_T, TOKENS, CLASSES, SIDE, IMAGES = 6, 3, 4, 5, 7, 3, 20
 # Of a setting: another value than its default. One for every setting of every loss.
 OTHER = {"match": "elementwise", "alpha": 2.0, "bn_eps": 0.3, "log_eps": 0.2, "beta": 0.1,
-         "norm_eps": 0.5, "temperature": 3.0, "standardise": True, "gamma": 0.3, "weight": 0.1,
+         "norm_eps": 0.5, "normalisation": "l2", "distance": "l1", "projector": "frozen",
+         "groups": 2, "hidden_layers": 2,
+         "temperature": 3.0, "standardise": True, "gamma": 0.3, "weight": 0.1,
          "power": 3.0, "dim": 5, "negatives": 4, "momentum": 0.1}  # fmt: skip
 LATER = {("crd", "momentum")}  # settings that change the next step, not this one
+# Of a setting that is read beside another one only: that one, and a default that these widths allow.
+BESIDE = {"groups": {"normalisation": "group", "groups": 4}, "hidden_layers": {"projector": "mlp"}}
 
 
 def settings(name: str, **values: Any) -> Any:
@@ -95,8 +99,11 @@ def test_its_settings_are_its_keywords(name: str) -> None:
     ],
 )
 def test_each_setting_changes_the_loss(name: str, key: str) -> None:
-    z, values = pair(name), []
-    for loss in (made(name), made(name, **{key: OTHER[key]})):
+    z, beside, values = pair(name), BESIDE.get(key, {}), []
+    if key == "projector":  # the same values, and it does not learn
+        assert not any(p.requires_grad for p in made(name, projector=OTHER[key]).parameters())
+        return
+    for loss in (made(name, **beside), made(name, **beside | {key: OTHER[key]})):
         if (name, key) in LATER:
             value_of(loss, *z)
         values.append(value_of(loss, *z))
