@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,48 @@ def _has_class_folders(root: Path) -> bool:
         return False
 
 
+class _Folder(ImageFolder):
+    """torchvision's, which walks in circles where a link leads upwards; not so here."""
+
+    @staticmethod
+    def make_dataset(
+        directory: str | Path,
+        class_to_idx: dict[str, int],
+        extensions: tuple[str, ...] | None = None,
+        is_valid_file: Callable[[str], bool] | None = None,
+        allow_empty: bool = False,
+    ) -> list[tuple[str, int]]:
+        assert is_valid_file is not None
+        samples = []
+        for name, number in sorted(class_to_idx.items()):
+            for folder, files in files_below(Path(directory) / name):
+                paths = [os.path.join(folder, file) for file in sorted(files)]
+                samples += [(path, number) for path in paths if is_valid_file(path)]
+        return samples
+
+
+def files_below(top: str | Path) -> list[tuple[str, list[str]]]:
+    """Each folder below `top`, links included, with its files, in torchvision's order.
+
+    Each folder once, by whatever name comes first, and none that `top` lies in.
+    """
+    seen = {_identity(folder) for folder in Path(top).absolute().parents}
+    found = []
+    for folder, folders, files in os.walk(top, followlinks=True):
+        if (identity := _identity(folder)) in seen:
+            folders.clear()
+            continue
+        seen.add(identity)
+        folders.sort()
+        found.append((folder, files))
+    return sorted(found)
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
 class FolderImages:
     """One split of an ImageNet-style folder: `<root>/<split>/<class>/<image>`.
 
@@ -101,7 +144,7 @@ class FolderImages:
                 "or use --dataset digits, which needs no files"
             )
         try:
-            images = ImageFolder(folder, is_valid_file=self._takes, allow_empty=True)
+            images = _Folder(folder, is_valid_file=self._takes, allow_empty=True)
         except FileNotFoundError:
             raise UserError(
                 f"{folder} has no class folders: expected {folder}/<class>/<image>"

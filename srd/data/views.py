@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from srd.data.image_source import ImageSource
 from srd.data.picture_costs import TooLarge
+from srd.printable import printable
 
 # The first word of a key: which stream of draws it names.
 VIEW, SHUFFLE, MIX, STEP, INIT = range(5)
@@ -93,13 +94,13 @@ class SeededViews(Dataset[View]):
             try:
                 image, target = self.source.load(position)
             except BROKEN_IMAGE as error:
-                broken.append(f"{self.source.name(position)} ({_one_line(error)})")
+                broken.append(f"{printable(self.source.name(position))} ({_one_line(error)})")
                 continue
             try:
                 with seeded(VIEW, self.seed, epoch, index):
                     return View(self.transform(image), target, tuple(broken), key=key)
             except (TooLarge, MemoryError) as error:  # others are mistakes in the transform
-                broken.append(f"{self.source.name(position)} ({_one_line(error)})")
+                broken.append(f"{printable(self.source.name(position))} ({_one_line(error)})")
         return View(None, -1, tuple(broken), needed=self.substitute, key=key)
 
 

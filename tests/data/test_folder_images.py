@@ -12,6 +12,7 @@ from PIL import Image
 from srd.config.fields import Data
 from srd.data.folder_images import FolderImages, open_folder
 from srd.data.sources import open_splits
+from srd.data.views import SeededViews
 from srd.errors import UserError
 
 MakeImages = Callable[[dict[str, int]], Path]  # the fixture `make_images`
@@ -145,3 +146,39 @@ def test_pictures_of_numbers_without_a_range_are_refused(make_images: MakeImages
     images = FolderImages(root, "train")
     with pytest.raises(ValueError, match="32-bit numbers without a known range"):
         images.load([images.name(i) for i in range(6)].index(str(file)))
+
+
+def test_links_that_lead_in_circles(make_images: MakeImages) -> None:
+    """With two of them, walking along every link would never end."""
+    root = make_images(SPLITS)
+    plain = [images.name(i) for images in [FolderImages(root, "train")] for i in range(len(images))]
+    for name in ("cat", "dog"):
+        (root / "train" / name / "up").symlink_to("..")
+        (root / "train" / name / "self").symlink_to(".")
+    images = FolderImages(root, "train")
+    assert [images.name(i) for i in range(len(images))] == plain
+
+
+def test_links_to_pictures_elsewhere_are_followed_once(
+    make_images: MakeImages, tmp_path: Path
+) -> None:
+    root = make_images({**SPLITS, "more/deep": 2})
+    for link in ("a", "b"):
+        (root / "train/cat" / link).symlink_to(root / "more")
+    names = [images.name(i) for images in [FolderImages(root, "train")] for i in range(len(images))]
+    assert [Path(name).relative_to(root / "train").as_posix() for name in names] == [
+        "cat/0.jpg", "cat/1.jpg", "cat/2.jpg", "cat/a/deep/0.jpg", "cat/a/deep/1.jpg",
+        "dog/0.jpg", "dog/1.jpg",
+    ]  # fmt: skip
+
+
+def test_a_name_with_line_breaks_is_told_on_one_line(make_images: MakeImages) -> None:
+    root = make_images(SPLITS)
+    (root / "train/cat/a\n\x1b[2J.png").write_bytes(b"no picture")
+    images = FolderImages(root, "train")
+    views = SeededViews(images, lambda image: image, seed=0, substitute=False)
+    (broken,) = views[0, 3].broken
+    assert (
+        broken.startswith(f"{root}/train/cat/a\\n\\x1b[2J.png (cannot identify")
+        and broken.isprintable()
+    )
