@@ -75,7 +75,8 @@ def write(folder: Path, train: int, val: int, side: int) -> int:
     return len(files)
 
 
-def main() -> None:
+def make_parser() -> argparse.ArgumentParser:
+    """All flags."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -83,7 +84,11 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=40, help="pictures of each class")
     parser.add_argument("--val", type=int, default=25, help="pictures of each class")
     parser.add_argument("--side", type=int, default=96, help="pixels")
-    flags = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    flags = make_parser().parse_args()
     try:
         classes = write(flags.folder, flags.train, flags.val, flags.side)
     except ImportError as error:

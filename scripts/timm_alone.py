@@ -55,7 +55,8 @@ def train(flags: argparse.Namespace) -> float:
     return sum(n * score for n, score in scores) / sum(n for n, _ in scores)
 
 
-def main() -> None:
+def make_parser() -> argparse.ArgumentParser:
+    """All flags."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -65,7 +66,11 @@ def main() -> None:
         "image-size": 224, "batch-size": 32, "epochs": 100, "lr": 7.1e-4, "seed": 0, "workers": 0,
     }.items():  # fmt: skip
         parser.add_argument(f"--{name}", type=type(value), default=value)
-    flags = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    flags = make_parser().parse_args()
     started = time.perf_counter()
     score = train(flags)
     print(f"acc1 {score:.2f} in {time.perf_counter() - started:.0f} seconds")

@@ -16,7 +16,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (--help lists the flags)")
 
 
-def parse_strictly(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
+def parse_strictly(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
     """The flags; an unknown one is a UserError that names the nearest."""
     known, unknown = parser.parse_known_args(arguments)
     if unknown:

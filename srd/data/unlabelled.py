@@ -10,7 +10,7 @@ from PIL import Image
 
 from srd.config.fields import Data
 from srd.data.folder_images import SUFFIXES, is_picture
-from srd.data.image_source import LabelledSource, Opened, read_image
+from srd.data.image_source import LabelledSource, Opened, read_image, upright
 from srd.errors import UserError
 
 ONE_CLASS = ["unlabelled"]  # that all pictures are of, for what splits and checks sources
@@ -25,15 +25,19 @@ def open_pictures(data: Data, training: bool) -> Opened:
     if not data.path:
         raise UserError("no data path: set --data-path to a folder with pictures")
     root = Path(data.path).expanduser()
+    turn = data.exif_orientation is not False
     has_train = (root / "train").is_dir()
     if (root / "val").is_dir() and has_train:
-        train = PictureFolder(root / "train") if training else None
-        return Opened(train, PictureFolder(root / "val"))
-    return Opened(PictureFolder(root / "train" if has_train else root), None)
+        train = PictureFolder(root / "train", turn=turn) if training else None
+        return Opened(train, PictureFolder(root / "val", turn=turn))
+    return Opened(PictureFolder(root / "train" if has_train else root, turn=turn), None)
 
 
 class PictureFolder:
     """The pictures below a folder, however deep, in the order of their paths.
+
+    Args:
+        turn: pictures upright, as their EXIF says.
 
     Raises:
         UserError: there are none, or the folder cannot be read.
@@ -41,7 +45,8 @@ class PictureFolder:
 
     classes = ONE_CLASS
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, turn: bool = False) -> None:
+        self.turn = turn
         if not folder.is_dir():
             raise UserError(f"no pictures at {folder}: set --data-path to a folder with pictures")
 
@@ -61,7 +66,8 @@ class PictureFolder:
         return len(self._paths)
 
     def load(self, index: int) -> tuple[Image.Image, int]:
-        return read_image(self._paths[index]), 0
+        path = self._paths[index]
+        return (read_image(path, upright) if self.turn else read_image(path)), 0
 
     def name(self, index: int) -> str:
         return self._paths[index]

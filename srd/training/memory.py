@@ -233,7 +233,7 @@ def fit_training(
     image_size: int,
     begins: bool,
 ) -> Fit:
-    """How a training fits into the memory of this machine.
+    """How a training fits into the memory of the main process's machine: the same for all processes.
 
     Args:
         begins: off for a run that goes on: it keeps what was chosen at its start.
@@ -249,15 +249,17 @@ def fit_training(
     if free is not None and precision.device.type == "cpu":
         free /= here
     try:
-        return fit(
-            needs,
-            free,
-            batch=-(-train.batch_size // world),
-            evaluated=-(-data.eval_batch_size // world),
-            micro_batch=train.micro_batch,
-            batch_norms=any(isinstance(m, _BatchNorm) for m in task.model.modules()),
-            processes=world,
-            device=precision.device,
+        return processes.from_main(
+            lambda: fit(
+                needs,
+                free,
+                batch=-(-train.batch_size // world),
+                evaluated=-(-data.eval_batch_size // world),
+                micro_batch=train.micro_batch,
+                batch_norms=any(isinstance(m, _BatchNorm) for m in task.model.modules()),
+                processes=world,
+                device=precision.device,
+            )
         )
     except UserError as error:
         if begins:

@@ -16,6 +16,7 @@ from srd.config.fields import Data
 from srd.data.folder_images import FolderImages, open_folder
 from srd.data.image_source import FORMATS, ORIENTATION, open_image, read_image, upright
 from srd.data.preprocess import Preprocessing
+from srd.data.unlabelled import open_pictures
 from srd.data.views import BROKEN_IMAGE, SeededViews
 from srd.errors import UserError
 
@@ -195,3 +196,10 @@ class Synsets:
     @staticmethod
     def label_names() -> list[str]:
         return ["cat", "dog"]
+
+
+def test_pictures_without_labels_are_turned_unless_a_setting_says_otherwise(tmp_path: Path) -> None:
+    turned_file(tmp_path / "x.png", 6)
+    for turn, size in ((None, (6, 4)), (True, (6, 4)), (False, (4, 6))):
+        source = open_pictures(Data(path=str(tmp_path), exif_orientation=turn), True).train
+        assert source is not None and source.load(0)[0].size == size

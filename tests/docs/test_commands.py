@@ -22,7 +22,7 @@ import yaml
 
 import resnet.main
 from deit import main as deit
-from scripts import evaluate_released, fetch_checkpoints
+from scripts import evaluate_released, fetch_checkpoints, photographs, timm_alone
 from srd.cli import parse_strictly
 from srd.commands import export, predict, report
 from srd.data.digits import DigitImages
@@ -46,6 +46,11 @@ RUN: dict[str, Callable[[Sequence[str]], None]] = {
     "scripts/report.py": report.run,
     "scripts/fetch_checkpoints.py": fetch_checkpoints.run,
     "scripts/evaluate_released.py": evaluate_released.run,
+}
+# read, and not run: they need other packages, or minutes
+PARSERS = {
+    "scripts/photographs.py": photographs.make_parser,
+    "scripts/timm_alone.py": timm_alone.make_parser,
 }
 VARIABLES = re.findall(r"^#   ([A-Z_]+)  ", (ROOT / "scripts/launch.sh").read_text(), re.M)
 
@@ -85,7 +90,7 @@ def commands(block: Block) -> Iterator[Command]:
         variables = {}
         while "=" in words[0]:
             name, _, variables[name] = words.pop(0).partition("=")
-        programs = [n for n, word in enumerate(words) if word in {*RUN, *LAUNCHED}]
+        programs = [n for n, word in enumerate(words) if word in {*RUN, *LAUNCHED, *PARSERS}]
         position = programs[0] if programs else 0
         yield Command(
             block.label, before, variables, words[:position], words[position], words[position + 1 :]
@@ -133,7 +138,9 @@ def test_commands_are_read(command: Command, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(ROOT)
     program = LAUNCHED.get(command.program, command.program)
     assert set(command.variables) <= set(VARIABLES)
-    if program in CHECK:
+    if program in PARSERS:
+        parse_strictly(PARSERS[program](), command.arguments)
+    elif program in CHECK:
         assert (ROOT / command.program).is_file()
         CHECK[program](command.arguments)
         started_by = {"python", "torchrun", "sbatch"} if program == command.program else {"sbatch"}
@@ -184,7 +191,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         deit.run(["--train_student", "--config=configs/digits/deit.yaml", "--device=cpu"])
-    for place in ("runs/deit_tiny_srd", "runs/demo/distilled_seed0"):
+    own = "runs/mobilenetv3_small_050_srd"  # of the README's own pictures
+    shutil.copytree(folder / "photos", folder / "my_data" / "val" / "class")
+    for place in (own, "runs/deit_tiny_srd", "runs/demo/distilled_seed0"):
         shutil.copytree(folder / "runs/digits_deit_tiny_srd", folder / place)
     return folder
 
