@@ -75,7 +75,8 @@ def tell_what(classifier: Any) -> None:
     images = description.preprocessing
     count = description.num_classes
     classes = f"{count} classes" if count else "a backbone without a head"
-    model, accuracy = description.about.get("Model"), description.about.get("Accuracy")
+    about = description.about
+    model, accuracy = about.get("Model"), about.get("Accuracy") or about.get("Features")
     what = f"{model or description.architecture}, {classes}: {accuracy}"
     print(printable(what))
     if not description.settings:

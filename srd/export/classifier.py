@@ -125,8 +125,4 @@ def build(
 @torch.inference_mode()
 def probabilities(model: nn.Module, images: Tensor) -> Tensor:
     """Images (B, 3, H, W) to class probabilities (B, C), in float32 on the CPU."""
-    if getattr(model, "num_classes", None) == 0:
-        raise UserError(
-            "this is a backbone without a head: it has features, and no classes to predict"
-        )
     return torch.softmax(model(images).float(), dim=1).cpu()

@@ -69,6 +69,9 @@ def about_run(
 ) -> dict[str, str]:
     """What a model card says: model, accuracy, teacher, method, data."""
     about, facts = {"Model": title, "Accuracy": source.measured}, source.facts
+    if isinstance(distance := facts.get("best_distance"), (int, float)):
+        del about["Accuracy"]
+        about["Features"] = f"{distance:.4f} from the teacher's on {facts.get('images')} pictures"
     if config is None:
         return about
     if facts.get("trained") == "student":

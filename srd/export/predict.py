@@ -170,6 +170,10 @@ def predict(
         top: classes for each picture, at most as many as there are.
     """
     description = classifier.description
+    if not description.num_classes:
+        raise UserError(
+            f"{classifier.name} is a backbone without a head: it has features, and no classes to predict"
+        )
     source, transform = (
         Pictures(pictures, description.turned),
         description.preprocessing.transform(),

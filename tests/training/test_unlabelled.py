@@ -15,6 +15,8 @@ import torch
 
 from deit import main
 from deit.student import SIZES
+from srd.commands import export, predict
+from srd.errors import UserError
 from srd.files.checkpoint import load_file, load_weights
 from tests.conftest import TEACHER
 from tests.training.test_resume import NARROW
@@ -145,14 +147,20 @@ def test_a_head_is_put_on_it(
     assert "acc1" in run.result()
 
 
-def test_the_backbone_is_exported_and_read_by_timm(backbone: Any, tmp_path: Path) -> None:
-    from srd.commands import export
+def test_the_backbone_is_exported_and_predicts_nothing(
+    backbone: Any, pictures: Path, tmp_path: Path
+) -> None:
 
-    export.run([str(backbone.path), "--output", str(tmp_path / "out"), "--format", "timm"])
+    out = str(tmp_path / "out")
+    export.run([str(backbone.path), "--output", out, "--format", "timm", "onnx"])
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["num_classes"] == 0
     card = (tmp_path / "out" / "README.md").read_text()
     assert "image-feature-extraction" in card and "without a head" in card
+    assert f"{backbone.result()['best_distance']:.4f} from the teacher's on 2 pictures" in card
+    for place in (out, f"{out}/model.onnx"):
+        with pytest.raises(UserError, match="no classes to predict"):
+            predict.run([place, str(next(pictures.glob("*.jpg")))])
 
 
 @pytest.mark.parametrize(
