@@ -100,7 +100,8 @@ def measure(sizes: Sizes, device: torch.device) -> Iterator[Line]:
     times = in_turn(calls, seconds=sizes.seconds, device=device)
     yield Line(
         name=f"resnet: {sizes.resnets[1]} taught by {sizes.resnets[0]}",
-        **times,
+        ours=times["ours"],
+        reference=times["reference"],
         items=sizes.batch_size,
         note="reference: torchdistill's own box in float32",
     )

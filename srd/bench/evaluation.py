@@ -41,7 +41,8 @@ def measure(sizes: Sizes, device: torch.device) -> Iterator[Line]:
     rate = matrix_rate(device, precision.mixed or precision.dtype)
     yield Line(
         name=f"eval: {sizes.student}",
-        **times,
+        ours=times["ours"],
+        reference=times["reference"],
         floor=count / rate,
         items=images,
         note="reference: a plain loop; floor: its operations at the matrix rate",

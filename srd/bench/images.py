@@ -124,7 +124,8 @@ def loaders(folder: Path, sizes: Sizes) -> Line:
     times = in_turn({"ours": pass_over(ours), "reference": pass_over(timms)}, seconds=sizes.seconds)
     return Line(
         name="data: batches from one worker",
-        **times,
+        ours=times["ours"],
+        reference=times["reference"],
         items=len(source) // size * size,
         note="reference: timm's loader",
     )

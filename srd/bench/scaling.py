@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from srd.bench.step import configuration, our_step, random_batch
+from srd.bench.step import Step, configuration, our_step, random_batch
 from srd.bench.timing import Line, Sizes, in_turn
 from srd.device import Precision, choose_device
 from srd.distributed import processes
@@ -46,21 +46,22 @@ def measure(sizes: Sizes, device: torch.device) -> Iterator[Line]:
         times = json.loads(result.read_text())
     yield Line(
         name=f"processes: {PROCESSES}, {sizes.student} alone",
-        **times,
+        ours=times["ours"],
+        reference=times["reference"],
         floor=min(alone["step"]),
         items=sizes.batch_size,
         note="reference: plain DDP, statistics of shares; floor: one process with one share",
     )
 
 
-def student_step(sizes: Sizes, device: torch.device) -> object:
+def student_step(sizes: Sizes, device: torch.device) -> Step:
     """Our step without a teacher."""
     precision = Precision.choose("auto", device)
     batch = random_batch(replace(sizes, batch_size=sizes.batch_size), device)
     return our_step(configuration(sizes, device), None, precision, batch)
 
 
-def _plain_step(sizes: Sizes, device: torch.device) -> object:
+def _plain_step(sizes: Sizes, device: torch.device) -> Step:
     student = open_student(sizes.student, image_size=sizes.image_size).to(device).train()
     parallel = DistributedDataParallel(student, [device] if device.type == "cuda" else None)
     optimizer = torch.optim.AdamW(student.parameters(), 1e-4, weight_decay=0.05)

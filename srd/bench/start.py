@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -37,11 +38,16 @@ def measure(sizes: Sizes, device: torch.device) -> Iterator[Line]:
         }  # fmt: skip
         for what, arguments in commands.items():
             calls = {
-                "ours": lambda arguments=arguments: python(CALL, *arguments),
-                "reference": lambda: python(IMPORTS),
+                "ours": partial(python, CALL, *arguments),
+                "reference": partial(python, IMPORTS),
             }
             times = in_turn(calls, seconds=0, rounds=rounds, warm_up=rounds > 1)
-            yield Line(name=what, **times, note="reference: a process that imports the libraries")
+            yield Line(
+                name=what,
+                ours=times["ours"],
+                reference=times["reference"],
+                note="reference: a process that imports the libraries",
+            )
 
 
 def python(code: str, *arguments: str) -> None:

@@ -52,7 +52,8 @@ def measure(sizes: Sizes, device: torch.device) -> Iterator[Line]:
         what = "the student alone" if alone else f"taught by {sizes.teacher}"
         yield Line(
             name=f"step: {sizes.student}, {what}",
-            **times,
+            ours=times["ours"],
+            reference=times["reference"],
             floor=count / 2 * sizes.batch_size / rate,
             items=sizes.batch_size,
             note="reference: a plain loop as released; floor: its operations at the matrix rate",
@@ -130,9 +131,10 @@ def released_step(
     student = open_student(sizes.student, image_size=sizes.image_size).to(device).train()
     mix = Mix(configuration(sizes, device).augment, num_classes=CLASSES, seed=0)
     trained: list[nn.Module] = [student]
+    network: Any = teacher.model.model if teacher else None
     if teacher is not None:
         with torch.no_grad():
-            said = teacher.model.model.forward_features(batch.images[:2].to(device))
+            said = network.forward_features(batch.images[:2].to(device))
         width = said.shape[1]
         trained.append(nn.Linear(_width(student, sizes, device), width).to(device))
         norms = [nn.BatchNorm1d(width, affine=False).to(device) for _ in range(2)]
@@ -152,8 +154,8 @@ def released_step(
                 loss = loss if second is None else (loss + _soft_loss(second, targets)) / 2
             else:
                 with torch.no_grad():
-                    features = teacher.model.model.forward_features(images)
-                    logits = teacher.model.model.forward_head(features)
+                    features = network.forward_features(images)
+                    logits = network.forward_head(features)
                 soft = output.logits if output.distilled_logits is None else output.distilled_logits
                 loss = loss + F.kl_div(
                     F.log_softmax(soft, 1), F.log_softmax(logits, 1),
