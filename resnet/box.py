@@ -138,6 +138,9 @@ def _explain(error: Exception) -> str:
         known = [name for registry in REGISTRIES for name in registry]
         hint = nearest(unknown.group(1), known) if unknown.group(1) != "None" else ": name one"
         return f"train: {message}{hint}"
+    lacks = re.search(r"(\w+)\.__init__\(\) missing .*?: (.+)", message)
+    if lacks:
+        return f"train: the file does not give {lacks.group(1)} what it needs: {lacks.group(2)}"
     if isinstance(error, KeyError):
         return f"train: a setting is missing: {message}"
     return f"train: {message[:300] or type(error).__name__}"
