@@ -168,7 +168,12 @@ def _check_paths(section: dict[str, Any], model: nn.Module | None, role: str) ->
 
 def _counts_from_the_end(model: nn.Module, path: str) -> bool:
     """Whether it is a path with negative numbers (`layer1.-1.relu`), as torchdistill resolves it."""
-    return re.search(r"(^|\.)-\d", path) is not None and get_module(model, path) is not None
+    if re.search(r"(^|\.)-\d", path) is None:
+        return False
+    try:
+        return get_module(model, path) is not None
+    except IndexError:
+        return False
 
 
 class Recorded(nn.Module):

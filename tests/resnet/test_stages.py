@@ -175,8 +175,10 @@ def test_stages_follow_one_another_in_one_run(command: Command, hints: str, tmp_
     assert all(("hint" in row) == (row["epoch"] < 2) for row in rows)
     assert all(("ce" in row) == (row["epoch"] >= 2) for row in rows)
     assert [row["lr"] for row in rows[::3]] == pytest.approx([0.02, 0.002, 0.01, 0.01])
+    last = read_metrics(tmp_path / "runs/run/metrics.jsonl", "eval")[2:]
     result = json.loads((tmp_path / "runs/run/result.json").read_text())
     assert result["epochs"] == 4 and result["updates"] == 12
+    assert result["best_acc1"] == max(row["acc1"] for row in last)  # of the last stage
     evaluations = read_metrics(tmp_path / "runs/run/metrics.jsonl", "eval")
     assert [row["epoch"] for row in evaluations] == [0, 1, 2, 3]
 
@@ -327,7 +329,7 @@ def test_layers_that_are_not_there_from_the_end_either(
     [
         ("stage2:", "stage3:", "stage3"),
         ("  stage2:\n    num_epochs: 2", "  stage2:", "num_epochs"),
-        ("{uses_label: true}", "{uses_lable: true}", "stage2"),
+        ("key: CrossEntropyLoss", "key: CrossEntropyLos", "did you mean 'CrossEntropyLoss'"),
         ("stage2:", "learning_rate: 1\n  stage2:", "learning_rate"),
     ],
 )
