@@ -138,6 +138,9 @@ def _explain(error: Exception) -> str:
         known = [name for registry in REGISTRIES for name in registry]
         hint = nearest(unknown.group(1), known) if unknown.group(1) != "None" else ": name one"
         return f"train: {message}{hint}"
+    lacks = re.search(r"(\w+)\.__init__\(\) missing .*?: (.+)", message)
+    if lacks:
+        return f"train: the file does not give {lacks.group(1)} what it needs: {lacks.group(2)}"
     if isinstance(error, KeyError):
         return f"train: a setting is missing: {message}"
     return f"train: {message[:300] or type(error).__name__}"
@@ -165,7 +168,12 @@ def _check_paths(section: dict[str, Any], model: nn.Module | None, role: str) ->
 
 def _counts_from_the_end(model: nn.Module, path: str) -> bool:
     """Whether it is a path with negative numbers (`layer1.-1.relu`), as torchdistill resolves it."""
-    return re.search(r"(^|\.)-\d", path) is not None and get_module(model, path) is not None
+    if re.search(r"(^|\.)-\d", path) is None:
+        return False
+    try:
+        return get_module(model, path) is not None
+    except IndexError:
+        return False
 
 
 class Recorded(nn.Module):

@@ -53,7 +53,9 @@ class Model:
 
 @dataclass(config=STRICT)
 class Data:
-    dataset: str = "imagefolder"  # or digits, datasets (Hugging Face's), or a registered source
+    dataset: str = (
+        "imagefolder"  # or digits, cifar10, datasets (Hugging Face's), a registered source
+    )
     path: PathText | None = None  # the folder with train/ and val/; of datasets also a Hub name
     val_fraction: OpenFraction | None = None  # held out where there is no val/; None: a tenth
     select_fraction: OpenFraction | None = None  # measured on instead of val/; out of train/

@@ -208,9 +208,9 @@ class Loop:
         self.log.info(f"resuming in {self.label}, step {at.step} ({at.updates} updates made)")
 
     def follow(self, before: Loop) -> None:
-        """Start where the stage before has ended; its losses' sums are not this one's."""
-        at = {**asdict(before.position), "epoch": self.span.first, "step": 0, "sums": {}}
-        self.position = Position(**at)
+        """Start where the stage before has ended; its best model and its losses' sums are not this one's."""
+        at = before.position
+        self.position = Position(epoch=self.span.first, updates=at.updates, seconds=at.seconds)
 
     def fit(self) -> Measured:
         """Train to the end; returns the accuracy of the last epoch.

@@ -72,7 +72,7 @@ def test_what_cannot_be_read_is_one_line(cifar100: Path, tmp_path: Path) -> None
 
     with pytest.raises(UserError, match="CIFAR-100 needs --data-path"):
         opened(None)
-    with pytest.raises(UserError, match=r"no CIFAR-100 in .*: no fine_label_names.txt there"):
+    with pytest.raises(UserError, match=r"no CIFAR-100 in .*: no fine_label_names\.txt there"):
         opened(tmp_path / "nowhere")
     (tmp_path / "other/cifar-100-python").mkdir(parents=True)
     with pytest.raises(

@@ -175,8 +175,10 @@ def test_stages_follow_one_another_in_one_run(command: Command, hints: str, tmp_
     assert all(("hint" in row) == (row["epoch"] < 2) for row in rows)
     assert all(("ce" in row) == (row["epoch"] >= 2) for row in rows)
     assert [row["lr"] for row in rows[::3]] == pytest.approx([0.02, 0.002, 0.01, 0.01])
+    last = read_metrics(tmp_path / "runs/run/metrics.jsonl", "eval")[2:]
     result = json.loads((tmp_path / "runs/run/result.json").read_text())
     assert result["epochs"] == 4 and result["updates"] == 12
+    assert result["best_acc1"] == max(row["acc1"] for row in last)  # of the last stage
     evaluations = read_metrics(tmp_path / "runs/run/metrics.jsonl", "eval")
     assert [row["epoch"] for row in evaluations] == [0, 1, 2, 3]
 
@@ -211,3 +213,131 @@ def test_a_run_in_stages_goes_on_to_the_bit(
     assert all(torch.equal(parts["model"][name], value) for name, value in whole["model"].items())
     for role, tensors in whole["extras"].items():
         assert all(torch.equal(parts["extras"][role][k], v) for k, v in tensors.items()), role
+
+
+CONTRAST = """
+  teacher:
+    forward_proc: forward_batch_supp_dict
+    auxiliary_model_wrapper:
+      key: Linear4CRD
+      kwargs:
+        input_module_path: model.avgpool
+        linear_kwargs: {in_features: 64, out_features: 8, bias: true}
+        power: 2
+    forward_hook: {input: [], output: [model.avgpool, normalizer]}
+    requires_grad: true
+    frozen_modules: [model]
+  student:
+    forward_proc: forward_batch_supp_dict
+    auxiliary_model_wrapper:
+      key: Linear4CRD
+      kwargs:
+        input_module_path: model.avgpool
+        linear_kwargs: {in_features: 64, out_features: 8, bias: true}
+        power: 2
+    forward_hook: {input: [empty], output: [model.avgpool, normalizer]}
+    requires_grad: true
+"""
+CONTRAST_LOSS = """
+        crd:
+          criterion:
+            key: CRDLoss
+            kwargs: {teacher_norm_module_path: normalizer, student_norm_module_path: normalizer,
+                     student_empty_module_path: empty, input_size: 8, output_size: 30,
+                     num_negative_samples: 12, num_samples: 30, temperature: 0.07, momentum: 0.5}
+          weight: 0.8
+"""
+REVIEW = """
+  teacher:
+    forward_proc: forward_batch_only
+    forward_hook: {input: [layer2.-1.relu, layer3.-1.relu], output: []}
+    requires_grad: false
+  student:
+    forward_proc: forward_batch_only
+    auxiliary_model_wrapper:
+      key: Student4KnowledgeReview
+      kwargs:
+        abfs:
+          - {path: student_model.layer2.-1.relu, io: input,
+             kwargs: {in_channels: 32, mid_channels: 16, out_channels: 32}}
+          - {path: student_model.layer3.-1.relu, io: input,
+             kwargs: {in_channels: 64, mid_channels: 16, out_channels: 64}}
+        sizes: [8, 16]
+    forward_hook:
+      input: [student_model.layer2.-1.relu, student_model.layer3.-1.relu]
+      output: [abf_modules.0, abf_modules.1]
+    requires_grad: true
+"""
+REVIEW_LOSS = """
+        layer2:
+          criterion:
+            key: HierarchicalContextLoss
+            kwargs: {student_module_path: abf_modules.1, student_module_io: output,
+                     teacher_module_path: layer2.-1.relu, teacher_module_io: input,
+                     reduction: mean, output_sizes: [4, 2, 1]}
+          weight: 0.000001
+"""
+
+
+def single(training: str, losses: str) -> str:
+    return FEW + PAIR + "\ntrain:" + LOADERS + training + CRITERION + CE + losses + TEST
+
+
+def test_contrastive_distillation_goes_on_to_the_bit(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its negatives follow (seed, epoch, index); its bank is part of a checkpoint."""
+    wrapped = """dataset_id: digits/train
+    dataset_wrapper:
+      key: CRDDatasetWrapper
+      kwargs: {num_negative_samples: 12, mode: exact, ratio: 1.0}"""
+    text = single(CONTRAST, CONTRAST_LOSS).replace("dataset_id: digits/train", wrapped)
+    assert command(text, name="whole") == 0
+    with monkeypatch.context() as patch:
+        stop_in(patch, 1, 1)
+        assert command(text, name="parts") == 143
+    assert command(text, name="parts") == 0
+    assert steps(tmp_path / "runs/parts") == steps(tmp_path / "runs/whole")
+    assert all(row["crd"] > 0 for row in steps(tmp_path / "runs/whole"))
+    bank = load_file(tmp_path / "runs/whole/checkpoints/last.pth")["extras"]["criterion.crd"]
+    assert bank["criterion.memory_v1"].shape == (30, 8)
+
+
+def test_layers_are_counted_from_the_end(command: Command, tmp_path: Path) -> None:
+    """Knowledge review."""
+    assert command(single(REVIEW, REVIEW_LOSS)) == 0
+    assert all(row["layer2"] > 0 for row in steps(tmp_path / "runs/run"))
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("layer3.-9.relu", "no layer 'layer3.-9.relu'"),
+        ("layer4.-1.relu", "no layer 'layer4.-1.relu'"),
+    ],
+)
+def test_layers_that_are_not_there_from_the_end_either(
+    command: Command, capsys: pytest.CaptureFixture[str], path: str, told: str
+) -> None:
+    text = single(REVIEW, REVIEW_LOSS).replace("[layer2.-1.relu, ", f"[{path}, ")
+    assert command(text) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("stage2:", "stage3:", "stage3"),
+        ("  stage2:\n    num_epochs: 2", "  stage2:", "num_epochs"),
+        ("key: CrossEntropyLoss", "key: CrossEntropyLos", "did you mean 'CrossEntropyLoss'"),
+        ("stage2:", "learning_rate: 1\n  stage2:", "learning_rate"),
+    ],
+)
+def test_mistakes_in_a_later_stage_are_told_before_the_first(
+    command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path, hints: str,
+    old: str, new: str, told: str,
+) -> None:  # fmt: skip
+    assert command(hints.replace(old, new)) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") <= 2
+    assert not (tmp_path / "runs").exists()
