@@ -28,6 +28,7 @@ ROOMS = {
     "models": {"config", "device", "distributed", "errors", "files", "installed"},
     "run": {"config", "distributed", "errors", "files", "printable", "strict"},
     "evaluation": {"config", "data", "device", "distributed", "errors", "files", "models", "run"},
+    "report": {"config", "errors", "files", "printable", "run"},
     "export": {"config", "data", "errors", "files", "installed", "models", "printable", "run"},
     "training": {
         "config", "data", "device", "distributed", "errors", "evaluation", "files", "method",
@@ -35,7 +36,7 @@ ROOMS = {
     },
     "commands": {
         "cli", "config", "data", "device", "errors", "export", "files", "installed", "printable",
-        "run",
+        "report", "run",
     },
     "__init__": {"errors", "files", "installed", "method", "models", "training"},
     "__main__": {"commands"},
