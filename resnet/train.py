@@ -9,7 +9,15 @@ from typing import Any
 import torch
 
 from resnet import box as boxes
-from resnet.evaluation import eval_loader, measure_model, test, test_loader, test_only
+from resnet.evaluation import (
+    compare_teacher,
+    eval_loader,
+    measure_model,
+    test,
+    test_loader,
+    test_only,
+    validation_images,
+)
 from resnet.inputs import TrainInput, split_items, train_input
 from resnet.models import Models, load_models, student_section
 from resnet.options import Options
@@ -23,10 +31,13 @@ from srd.data.views import INIT, seeded
 from srd.device import Precision, choose_device, set_determinism
 from srd.distributed import batch_norm, processes
 from srd.evaluation.accuracy import Accuracy
+from srd.evaluation.predictions import Recorder
 from srd.files.checkpoint import save_state
 from srd.files.weights import load_into
 from srd.run.folder import RunFolder
+from srd.training.comparison import Comparison
 from srd.training.loop import Loop, TrainData
+from srd.training.probe import ProjectorProbe
 from srd.training.session import Identity, Session, open_session
 
 
@@ -113,9 +124,19 @@ def train(
         if session is None:
             return
         announce(session, recipe, options, models, inputs, precision)
-        loop = make_loop(session, plan, recipe, options, models, box, inputs, precision, classes)
-        session.start(loop)
+        items = box.val_data_loader.dataset
+        pictures = validation_images(items, inputs.class_names, classes)
+        comparison = Comparison(session.folder, pictures, anew=session.state is None)
+        loop = make_loop(
+            session, plan, recipe, options, models, box, inputs, precision, classes, comparison
+        )
+
+        def measure_teacher() -> None:
+            compare_teacher(models, box.val_data_loader, precision, options.seed, comparison)
+
+        session.start(loop, measure_teacher=measure_teacher)
         loop.fit()
+        comparison.add_examples()
         processes.barrier()  # the main process may still be writing the best student
         load_into(models.student, session.folder.student, f"the student {models.student_name}")
         accuracy = test(recipe, options, models, precision, session.log)
@@ -158,6 +179,7 @@ def make_loop(
     inputs: TrainInput,
     precision: Precision,
     classes: int,
+    comparison: Comparison,
 ) -> Loop:
     """The loop with everything that it needs."""
     task = BoxTask(box, models, precision)
@@ -170,7 +192,11 @@ def make_loop(
     val = eval_loader(box.val_data_loader, precision, options.seed)
 
     def evaluate(stop: Any) -> Accuracy:
-        return measure_model(models.student, val, precision, session.log, "evaluating", stop)
+        recorder = Recorder(comparison.images.count, precision.device)
+        accuracy = measure_model(
+            models.student, val, precision, session.log, "evaluating", stop, recorder
+        )
+        return comparison.compared(accuracy, recorder)
 
     def end_epoch(accuracy: Accuracy | None) -> None:
         box.post_epoch_process(metrics=accuracy.acc1 if accuracy else None)
@@ -195,4 +221,5 @@ def make_loop(
         start_epoch=lambda epoch: boxes.start_epoch(box, models, epoch),
         end_epoch=end_epoch,
         backward=task.backward,
+        probe=ProjectorProbe(getattr(boxes.trained_network(box), "distillation_loss", None)),
     )

@@ -62,6 +62,16 @@ def reduce_mean(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def gather(x: Tensor) -> Tensor:
+    """All ranks' `x` (n, ...), of the same shape on each, one after the other."""
+    if world_size() == 1:
+        return x
+    parts = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
+@torch.no_grad()
 def reduce_sum(x: Tensor) -> Tensor:
     """Sum of `x` over ranks, for counting only: no gradient passes."""
     if world_size() == 1:

@@ -23,6 +23,7 @@ from srd.evaluation.accuracy import Accuracy, EvaluationStopped
 from srd.files.checkpoint import save_weights
 from srd.run.folder import RunFolder
 from srd.run.log import Bar, RunLog, clock
+from srd.training.probe import ProjectorProbe
 from srd.training.update import check_finite, update
 
 Losses = dict[str, Tensor]  # by name; `loss` is the one to differentiate
@@ -87,6 +88,7 @@ class Position:
     best_epoch: int = -1
     seconds: float = 0.0  # trained, stops not counted
     sums: dict[str, float] = field(default_factory=dict)  # of this epoch's loss terms
+    observed: dict[str, float] = field(default_factory=dict)  # of its last batch, by the probe
 
 
 @dataclass
@@ -107,6 +109,7 @@ class Loop:
         backward: from the (scaled) loss to gradients that are averaged over processes.
         start_epoch: puts every module into its training or evaluation mode.
         end_epoch: called between two epochs, with the accuracy where it was measured.
+        probe: looks at the projector, for the log.
     """
 
     def __init__(
@@ -127,13 +130,14 @@ class Loop:
         start_epoch: Callable[[int], object],
         end_epoch: Callable[[Accuracy | None], object] = lambda accuracy: None,
         backward: Callable[[Tensor], None] = Tensor.backward,
+        probe: ProjectorProbe | None = None,
     ) -> None:
         self.task, self.optimizer, self.schedule = task, optimizer, schedule
         self.plan, self.seed, self.clip_norm = plan, seed, clip_norm
         self.data, self.steps, self.evaluate = data, len(data.batches), evaluate
         self.folder, self.log, self.settings = folder, log, settings
         self.start_epoch, self.end_epoch, self.backward = start_epoch, end_epoch, backward
-        self.scaler = precision.scaler()
+        self.scaler, self.probe = precision.scaler(), probe or ProjectorProbe(None)
         self.position = Position()
         self.pending: Pending | None = None
         self.signals, self.stopping = StopSignals(), False
@@ -186,7 +190,7 @@ class Loop:
                 if accuracy is not None and done >= plan.epochs:
                     return accuracy
                 self.end_epoch(accuracy)
-                position.epoch, position.step, position.sums = done, 0, {}
+                position.epoch, position.step, position.sums, position.observed = done, 0, {}, {}
 
     @property
     def label(self) -> str:
@@ -246,6 +250,8 @@ class Loop:
         for name, value in values.items():
             position.sums[name] = position.sums.get(name, 0.0) + value
         position.step, position.updates = position.step + 1, position.updates + 1
+        if position.step == self.steps:
+            position.observed = self.probe.last_batch()
 
     def save_and_stop(self) -> NoReturn:
         """Leave the run so that it goes on from here."""
@@ -306,7 +312,10 @@ class Loop:
         position = self.position
         reduce.share_buffers(self.task.model)  # with statistics of each share, they differ
         accuracy = self.evaluate(self.signals.asked)
-        self.log.row("eval", {"epoch": position.epoch, "step": position.updates, **accuracy.row()})
+        place = {"epoch": position.epoch, "step": position.updates}
+        self.log.row("eval", {**place, **accuracy.row()})
+        if spectrum := self.probe.spectrum():
+            self.log.row("projector", {**place, **position.observed, **spectrum})
         improved = accuracy.acc1 > position.best_acc1
         if improved:
             position.best_acc1, position.best_epoch = accuracy.acc1, position.epoch

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -32,7 +31,6 @@ from srd.device import Precision, choose_device, set_determinism
 from srd.distributed import processes
 from srd.distributed.batch_norm import use_global_batch_norm
 from srd.errors import UserError
-from srd.evaluation.accuracy import Accuracy, evaluating, measure_on
 from srd.files.locate import recipe_file
 from srd.method.losses import LOSSES, NoSettings, create_loss
 from srd.models.initial import place_of, start_from
@@ -40,9 +38,11 @@ from srd.models.outputs import width
 from srd.models.students import open_student
 from srd.models.teacher import LoadedTeacher, Normalization, open_teacher
 from srd.run.folder import RunFolder
+from srd.training.comparison import Comparison, ValidationImages
 from srd.training.loop import Loop, TrainData
 from srd.training.optim import check_optimizer, create_optimizer, create_schedule
 from srd.training.preflight import preflight
+from srd.training.probe import ProjectorProbe
 from srd.training.session import Identity, Session, open_session
 from srd.training.task import DistillationTask
 from srd.training.teaching import check_teacher, measure_teacher
@@ -96,14 +96,16 @@ def train(config: Config, trained: Trained = "student") -> None:
             if session.state is None and started:
                 session.log.info(started)
             prepare(task, teacher, config, precision)
-            loop = make_loop(session, config, task, inputs, precision)
+            comparison = Comparison(folder, ValidationImages.of(inputs), anew=session.state is None)
+            loop = make_loop(session, config, task, inputs, precision, comparison)
             session.start(
                 loop,
-                measure_teacher=partial(
-                    measure_teacher, teacher, config.teacher, inputs, session, precision
+                measure_teacher=lambda: measure_teacher(
+                    teacher, config.teacher, inputs, session, precision, comparison
                 ),
             )
             accuracy = loop.fit()
+            comparison.add_examples()
             session.finish(
                 loop,
                 accuracy,
@@ -263,7 +265,12 @@ def prepare(
 
 
 def make_loop(
-    session: Session, config: Config, task: DistillationTask, inputs: Inputs, precision: Precision
+    session: Session,
+    config: Config,
+    task: DistillationTask,
+    inputs: Inputs,
+    precision: Precision,
+    comparison: Comparison,
 ) -> Loop:
     """The loop with everything that it needs."""
     assert inputs.train is not None and inputs.train_batches is not None
@@ -274,10 +281,6 @@ def make_loop(
         for name in inputs.broken.check(batch):
             session.log.info(f"skipped {name}")
         return mix(*to_device(batch, precision.device, precision.dtype), step)
-
-    def evaluate(stop: Any) -> Accuracy:
-        with evaluating(task.model):
-            return measure_on(inputs, task.model, precision, session.log, "evaluating", stop)
 
     optimizer = create_optimizer(task, optim, batch_size=plan.batch_size, device=precision.device)
     return Loop(
@@ -294,12 +297,13 @@ def make_loop(
         seed=config.seed,
         clip_norm=optim.clip_norm,
         data=TrainData(loader=inputs.train, batches=inputs.train_batches, prepare=ready),
-        evaluate=evaluate,
+        evaluate=comparison.evaluation(inputs, task.model, precision, session.log),
         precision=precision,
         folder=session.folder,
         log=session.log,
         settings=session.saved_with,
         start_epoch=lambda epoch: task.train(),
+        probe=ProjectorProbe(task.distillation_loss),
     )
 
 
