@@ -109,7 +109,7 @@ class Loop:
         backward: from the (scaled) loss to gradients that are averaged over processes.
         start_epoch: puts every module into its training or evaluation mode.
         end_epoch: called between two epochs, with the accuracy where it was measured.
-        probe: looks at the projector, for the log.
+        probe: of the projector, for the log.
     """
 
     def __init__(
@@ -319,9 +319,8 @@ class Loop:
         improved = accuracy.acc1 > position.best_acc1
         if improved:
             position.best_acc1, position.best_epoch = accuracy.acc1, position.epoch
-        mean = position.sums["loss"] / self.steps
-        best = "  best" if improved else ""
-        self.log.info(f"{self.label}  train loss {mean:.4f}  {accuracy}{best}")
+        told = f"train loss {position.sums['loss'] / self.steps:.4f}  {accuracy}"
+        self.log.info(f"{self.label}  {told}{'  best' if improved else ''}")
         if improved and self.plan.keep_best:
             self.save(self.folder.best)
         if improved and processes.is_main():
