@@ -184,9 +184,11 @@ def make_loop(
     """The loop with everything that it needs."""
     task = BoxTask(box, models, precision)
 
-    def ready(items: Any, _: int) -> Items:
+    def ready(items: Any, step: int) -> Items:
         batch = split_items(items)
         check_targets(batch[1], classes)
+        if step == 0:
+            session.log.pictures(batch[0], step)
         return to_device(batch, precision, channels_last=recipe.run.channels_last)
 
     val = eval_loader(box.val_data_loader, precision, options.seed)

@@ -280,7 +280,10 @@ def make_loop(
     def ready(batch: Batch, step: int) -> tuple[Tensor, Tensor]:
         for name in inputs.broken.check(batch):
             session.log.info(f"skipped {name}")
-        return mix(*to_device(batch, precision.device, precision.dtype), step)
+        images, targets = mix(*to_device(batch, precision.device, precision.dtype), step)
+        if step == 0:
+            session.log.pictures(images, step, config.data.mean, config.data.std)
+        return images, targets
 
     optimizer = create_optimizer(task, optim, batch_size=plan.batch_size, device=precision.device)
     return Loop(
