@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from resnet.inputs import SeededItems, as_batch
+from resnet.inputs import KeyedItems, as_batch, item_name, item_picture
 from resnet.models import Models, student_section
 from resnet.options import Options
 from resnet.recipe import Recipe
@@ -20,11 +22,14 @@ from srd.device import Precision
 from srd.distributed import processes
 from srd.errors import UserError
 from srd.evaluation.accuracy import Accuracy, evaluating, measure
+from srd.evaluation.predictions import Recorder
 from srd.evaluation.published import published_line
 from srd.files.released import RELEASED, in_ckpts
 from srd.files.weights import load_into
 from srd.run.folder import RunFolder
 from srd.run.log import RunLog
+from srd.training.comparison import Comparison, ValidationImages
+from srd.training.teaching import SAMPLE
 
 
 def test_only(recipe: Recipe, options: Options, models: Models, precision: Precision) -> None:
@@ -90,12 +95,43 @@ def test_loader(recipe: Recipe) -> Any:
     )
 
 
-def eval_loader(theirs: Any, precision: Precision, seed: int) -> DataLoader[Batch]:
-    """The data of a torchdistill loader in order, each image once over all processes."""
-    items = theirs.dataset
-    batches = EvalBatches(len(items), theirs.batch_size, processes.rank(), processes.world_size())
+def eval_loader(theirs: Any, precision: Precision, seed: int, every: int = 1) -> DataLoader[Batch]:
+    """The data of a torchdistill loader in order, each image (of each `every`) once over all processes."""
+    items, here = theirs.dataset, (processes.rank(), processes.world_size())
+    batches = EvalBatches(len(items), theirs.batch_size, *here, every=every)
     pin = precision.device.type == "cuda"
-    return make_loader(SeededItems(items, seed), batches, theirs.num_workers, pin, as_batch)
+    return make_loader(KeyedItems(items, seed), batches, theirs.num_workers, pin, as_batch)
+
+
+def compare_teacher(
+    models: Models, theirs: Any, precision: Precision, seed: int, comparison: Comparison
+) -> None:  # fmt: skip
+    """Keep what the teacher says of at most 2,000 images, if it is of as many classes."""
+    if models.teacher is None:
+        return
+    images = len(theirs.dataset)
+    batches = eval_loader(theirs, precision, seed, every=-(-images // SAMPLE))
+    recorder = Recorder(images, precision.device)
+    with evaluating(models.teacher):
+        for batch in batches:
+            if len(batch.targets) == 0 or batch.keys is None:
+                continue
+            with torch.no_grad(), precision.autocast():
+                logits = models.teacher(batch.images.to(precision.device, precision.dtype))
+            if logits.shape[1] != len(comparison.images.class_names):
+                return
+            recorder.add(batch.keys[:, 1], batch.targets, logits)
+    comparison.keep(teacher=recorder.told())
+
+
+def validation_images(items: Any, class_names: list[str] | None, classes: int) -> ValidationImages:
+    """What is known of the images that a run of a recipe is measured on."""
+    return ValidationImages(
+        count=len(items),
+        class_names=class_names or [str(number) for number in range(classes)],
+        name=partial(item_name, items),
+        load=partial(item_picture, items),
+    )
 
 
 def measure_model(
@@ -105,6 +141,7 @@ def measure_model(
     log: RunLog,
     label: str,
     stop: Callable[[], bool] = lambda: False,
+    recorder: Recorder | None = None,
 ) -> Accuracy:
     """Accuracy of a plain classifier on all images of a loader."""
     with evaluating(model):
@@ -117,4 +154,5 @@ def measure_model(
             broken=BrokenFiles(skip=False, mend="replace the file"),
             label=label,
             stop=stop,
+            recorder=recorder,
         )

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset, default_collate
 from torchdistill.datasets.registry import get_collate_func
 
 from resnet.recipe import Recipe
 from srd.data.batches import TrainBatches
+from srd.data.image_source import read_image
 from srd.data.loader import Batch, make_loader
 from srd.data.views import VIEW, seeded
 from srd.distributed import processes
@@ -39,6 +41,13 @@ class SeededItems(Dataset[Any]):
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
         return load_item(self.items, *key, seed=self.seed)
+
+
+class KeyedItems(SeededItems):
+    """Items with their keys, for an evaluation that takes down what is said of each."""
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        return key, super().__getitem__(key)
 
 
 def load_item(items: Any, epoch: int, index: int, *, seed: int) -> Any:
@@ -69,12 +78,27 @@ def item_name(items: Any, index: int) -> str:
     return f"item {index} of {type(items).__name__}"
 
 
+def item_picture(items: Any, index: int) -> Image.Image:
+    """The picture of an item before its transforms, where the data set knows it; a LookupError."""
+    items = inner_dataset(items)
+    if isinstance(items, Subset):
+        return item_picture(items.dataset, int(items.indices[index]))
+    if isinstance(getattr(items, "samples", None), list):
+        return read_image(str(items.samples[index][0]))
+    if hasattr(getattr(items, "images", None), "load"):
+        picture: Image.Image = items.images.load(index)[0]
+        return picture
+    raise LookupError(f"{type(items).__name__} has no pictures by position")
+
+
 def as_batch(items: list[Any]) -> Batch:
-    """(image, class[, ...]) pairs as the evaluator's batch."""
-    broken = [item.name for item in items if isinstance(item, Unreadable)]
-    whole = [item[:2] for item in items if not isinstance(item, Unreadable)]
-    images, targets = default_collate(whole) if whole else (torch.empty(0), torch.empty(0))
-    return Batch(images, targets, broken)
+    """(key, (image, class[, ...])) pairs as the evaluator's batch."""
+    broken = [item.name for _, item in items if isinstance(item, Unreadable)]
+    whole = [(key, item[:2]) for key, item in items if not isinstance(item, Unreadable)]
+    pairs = [item for _, item in whole]
+    images, targets = default_collate(pairs) if pairs else (torch.empty(0), torch.empty(0))
+    keys = torch.tensor([key for key, _ in whole], dtype=torch.long).reshape(-1, 2)
+    return Batch(images, targets, broken, keys=keys)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,15 @@ from typing import Any, NamedTuple
 import torch
 
 from resnet import box as boxes
-from resnet.evaluation import eval_loader, measure_model, test, test_loader, test_only
+from resnet.evaluation import (
+    compare_teacher,
+    eval_loader,
+    measure_model,
+    test,
+    test_loader,
+    test_only,
+    validation_images,
+)
 from resnet.inputs import TrainInput, split_items, train_input
 from resnet.models import Models, load_models, student_section
 from resnet.options import Options
@@ -26,11 +34,14 @@ from srd.device import Precision, choose_device, set_determinism
 from srd.distributed import batch_norm, processes
 from srd.errors import UserError
 from srd.evaluation.accuracy import Accuracy, Measured
+from srd.evaluation.predictions import Recorder
 from srd.files.checkpoint import save_state
 from srd.files.weights import load_into
 from srd.run.extension import Pace
 from srd.run.folder import RunFolder
+from srd.training.comparison import Comparison
 from srd.training.loop import Loop, Span, TrainData
+from srd.training.probe import ProjectorProbe
 from srd.training.session import Identity, Session, open_session
 
 
@@ -182,6 +193,13 @@ def train(
         if session is None:
             return
         announce(session, recipe, options, models, stage.inputs, precision)
+        items = box.val_data_loader.dataset
+        pictures = validation_images(items, stage.inputs.class_names, stage.classes)
+        comparison = Comparison(session.folder, pictures, anew=session.state is None)
+
+        def measure_teacher() -> None:
+            compare_teacher(models, box.val_data_loader, precision, options.seed, comparison)
+
         first, loop = stage_of(session.state, spans), None
         for number, span in enumerate(spans):
             if number:
@@ -196,16 +214,19 @@ def train(
                 continue
             before, loop = (
                 loop,
-                make_loop(session, plan, recipe, options, models, box, stage, precision, span),
+                make_loop(
+                    session, plan, recipe, options, models, box, stage, precision, span, comparison
+                ),
             )
             if before is None:
-                session.start(loop)
+                session.start(loop, measure_teacher=measure_teacher)
             else:
                 loop.follow(before)
             accuracy = loop.fit()
             if number + 1 < len(spans):
                 box.post_epoch_process(metrics=accuracy.score)
         assert loop is not None
+        comparison.add_examples()
         processes.barrier()  # the main process may still be writing the best student
         load_into(models.student, session.folder.student, f"the student {models.student_name}")
         accuracy = test(recipe, options, models, precision, session.log)
@@ -255,6 +276,7 @@ def make_loop(
     stage: StageInput,
     precision: Precision,
     span: Span,
+    comparison: Comparison,
 ) -> Loop:
     """The loop of a stage with everything that it needs."""
     inputs, classes = stage
@@ -267,12 +289,18 @@ def make_loop(
             boxes.give_keys(box, inputs.batches.keys(span.first + epoch, step))
         batch = split_items(items)
         check_targets(batch[1], classes)
+        if updates == 0:
+            session.log.pictures(batch[0], updates)
         return to_device(batch, precision, channels_last=recipe.run.channels_last)
 
     val = eval_loader(box.val_data_loader, precision, options.seed)
 
     def evaluate(stop: Any) -> Accuracy:
-        return measure_model(models.student, val, precision, session.log, "evaluating", stop)
+        recorder = Recorder(comparison.images.count, precision.device)
+        accuracy = measure_model(
+            models.student, val, precision, session.log, "evaluating", stop, recorder
+        )
+        return comparison.compared(accuracy, recorder)
 
     def end_epoch(accuracy: Measured | None) -> None:
         box.post_epoch_process(metrics=accuracy.score if accuracy else None)
@@ -299,4 +327,5 @@ def make_loop(
         backward=task.backward,
         move_schedule=schedule.move if schedule else lambda epochs, steps: None,
         span=span,
+        probe=ProjectorProbe(getattr(boxes.trained_network(box), "distillation_loss", None)),
     )

@@ -30,6 +30,7 @@ ROOMS = {
     "evaluation": {
         "config", "data", "device", "distributed", "errors", "files", "method", "models", "run",
     },
+    "report": {"config", "errors", "files", "printable", "run"},
     "export": {"config", "data", "errors", "files", "installed", "models", "printable", "run"},
     "training": {
         "config", "data", "device", "distributed", "errors", "evaluation", "files", "method",
@@ -40,8 +41,8 @@ ROOMS = {
         "training",
     },
     "commands": {
-        "bench", "cli", "config", "data", "device", "errors", "export", "files", "installed", "printable",
-        "run",
+        "bench", "cli", "config", "data", "device", "errors", "export", "files", "installed",
+        "printable", "report", "run",
     },
     "__init__": {"errors", "files", "installed", "method", "models", "training"},
     "__main__": {"commands"},

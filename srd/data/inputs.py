@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 from srd.config.fields import Augment, Data
 from srd.data.augment import train_transform
 from srd.data.batches import EvalBatches, TrainBatches
+from srd.data.image_source import ImageSource
 from srd.data.loader import Batch, BrokenFiles, make_loader
 from srd.data.preprocess import Preprocessing
 from srd.data.sources import open_splits
@@ -32,6 +33,7 @@ class Inputs(NamedTuple):
     train_images: int
     broken: BrokenFiles
     notes: list[str]
+    val_source: ImageSource
 
 
 def preprocessing(data: Data, image_size: int) -> Preprocessing:
@@ -81,6 +83,7 @@ def open_inputs(
         train_images=len(train_source) if train_source is not None else 0,
         broken=BrokenFiles(data.skip_broken),
         notes=notes,
+        val_source=val_source,
     )
 
 

@@ -18,6 +18,7 @@ from srd.data.loader import Batch, BrokenFiles
 from srd.device import Precision
 from srd.distributed import processes, reduce
 from srd.errors import UserError
+from srd.evaluation.predictions import Recorder
 from srd.run.log import RunLog
 
 
@@ -48,13 +49,17 @@ class Measured(Protocol):
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Top-1 and top-5 in percent, mean cross-entropy, the images counted, and the speed."""
+    """Top-1 and top-5 in percent, mean cross-entropy, the images counted, and the speed.
+
+    `agreement`: with the teacher, in percent of the images that it was measured on; None: not known.
+    """
 
     acc1: float
     acc5: float
     loss: float
     images: int
     images_per_second: float
+    agreement: float | None = None
 
     @property
     def score(self) -> float:
@@ -71,7 +76,8 @@ class Accuracy:
 
     def row(self) -> dict[str, float | int]:
         """The measured numbers, without the speed."""
-        return {"acc1": self.acc1, "acc5": self.acc5, "loss": self.loss, "images": self.images}
+        row = {"acc1": self.acc1, "acc5": self.acc5, "loss": self.loss, "images": self.images}
+        return row if self.agreement is None else {**row, "agreement": self.agreement}
 
     def __str__(self) -> str:
         return (
@@ -99,12 +105,16 @@ def evaluate(
     broken: BrokenFiles,
     progress: Callable[[int], None] = lambda images: None,
     stop: Callable[[], bool] = lambda: False,
+    recorder: Recorder | None = None,
 ) -> Accuracy:
     """Measure `predict`, which maps images (B, 3, H, W) to logits (B, C).
 
     Counts are kept as integers on the device and summed over ranks at the end, so the accuracy
     does not depend on the batch size or the number of processes. With fewer than five classes
     acc5 counts all of them. Where `stop` becomes true on one process, all learn of it at the end.
+
+    Args:
+        recorder: takes down what is said of each image.
 
     Raises:
         UserError: a file cannot be read (and skipping is off), or there was nothing to measure.
@@ -132,6 +142,8 @@ def evaluate(
         sums[1] += hits.any(dim=1).sum()
         sums[2] += F.cross_entropy(logits, targets, reduction="sum").double()
         sums[3] += len(targets)
+        if recorder is not None and batch.keys is not None:
+            recorder.add(batch.keys[:, 1], targets, logits)
         progress(len(targets))
     correct1, correct5, loss, images_seen, stops = reduce.reduce_sum(sums).tolist()
     if stops:
@@ -157,6 +169,7 @@ def measure(
     broken: BrokenFiles,
     label: str = "evaluating",
     stop: Callable[[], bool] = lambda: False,
+    recorder: Recorder | None = None,
 ) -> Accuracy:
     """`evaluate` with a progress bar of `images`, and a word on files that were skipped."""
     skipped = len(broken.names)
@@ -168,6 +181,7 @@ def measure(
             broken,
             lambda count: bar.advance(count * processes.world_size()),
             stop,
+            recorder,
         )
     if (now := len(broken.names)) > skipped:
         log.info(f"skipped {now - skipped} files that could not be read")
@@ -181,6 +195,7 @@ def measure_on(
     log: RunLog,
     label: str,
     stop: Callable[[], bool] = lambda: False,
+    recorder: Recorder | None = None,
 ) -> Accuracy:
     """`measure` on the validation images of `inputs`."""
     return measure(
@@ -192,4 +207,5 @@ def measure_on(
         broken=inputs.broken,
         label=label,
         stop=stop,
+        recorder=recorder,
     )

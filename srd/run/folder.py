@@ -21,8 +21,8 @@ from srd.strict import plain_name
 
 # What a run leaves in its folder, besides what is hidden.
 OWN = {
-    "checkpoints", "config.yaml", "log.txt", "metrics.jsonl", "result.json", "student.safetensors",
-    "tensorboard",
+    "checkpoints", "config.yaml", "log.txt", "metrics.jsonl", "predictions.json", "result.json",
+    "student.safetensors", "tensorboard",
 }  # fmt: skip
 
 
@@ -54,6 +54,7 @@ class RunFolder:
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
         self.student = self.path / "student.safetensors"
+        self.predictions = self.path / "predictions.json"
         self.result = self.path / "result.json"
         self.launch = self.path / ".launch"
         self._claim: Claim | None = None

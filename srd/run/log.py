@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from srd.errors import RunFailed, UserError
 from srd.files.checkpoint import write_text
 from srd.printable import printable_lines
+from srd.run.board import show_pictures, show_settings
 
 PLAIN_LINE_SECONDS = 10.0
 
@@ -105,10 +108,28 @@ class RunLog:
             for name, value in (board if board is not None else values).items():
                 if isinstance(value, (int, float)) and name not in ("step", "epoch"):
                     self._board.add_scalar(f"{kind}/{name}", value, values["step"])
+                elif isinstance(value, list):
+                    self._board.add_histogram(f"{kind}/{name}", np.array(value), values["step"])
         except OSError as error:  # its thread met it while writing an earlier one
             raise RunFailed(
                 f"cannot write {self._board.log_dir} ({error.strerror or error})"
             ) from error
+
+    def settings(self, name: str, settings: Mapping[str, Any]) -> None:
+        """The run's name and settings, for TensorBoard."""
+        if self._board is not None:
+            show_settings(self._board, name, settings)
+
+    def pictures(
+        self,
+        images: Tensor,
+        step: int,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        """A training batch (B, C, H, W), for TensorBoard; see `srd.run.board.show_pictures`."""
+        if self._board is not None:
+            show_pictures(self._board, images, step, mean=mean, std=std)
 
     def _write(self, file: Any, text: str) -> None:
         try:

@@ -50,9 +50,9 @@ def check_position(position: Any) -> None:
     if missing := sorted(NEEDED - set(position)):
         raise Misfit(f"position.{missing[0]} is missing")
     for name, value in position.items():
-        if name == "sums":
+        if name in ("sums", "observed"):
             like = dict.fromkeys(value, 0.0) if isinstance(value, Mapping) else {}
-            check_like(value, like, "position.sums")
+            check_like(value, like, f"position.{name}")
             continue
         if name not in NUMBERS:
             raise Misfit(f"position.{str(name)[:40]} is unknown")

@@ -27,6 +27,7 @@ from srd.run.folder import RunFolder
 from srd.run.log import Bar, RunLog, clock
 from srd.run.saver import Saver
 from srd.training.averaging import Average, trained
+from srd.training.probe import ProjectorProbe
 from srd.training.update import check_finite, update
 
 HANDED_ON = ("acc1", "distance")  # numbers that are written beside a student's weights
@@ -92,6 +93,7 @@ class Position:
     best_epoch: int = -1
     seconds: float = 0.0  # trained, stops not counted
     sums: dict[str, float] = field(default_factory=dict)  # of this epoch's loss terms
+    observed: dict[str, float] = field(default_factory=dict)  # of its last batch, by the probe
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ class Loop:
         end_epoch: called between two epochs, with the accuracy where it was measured.
         move_schedule: puts a schedule where it would be after so many epochs and steps, had it been
             there from the start; for a run that goes on under other settings.
+        probe: of the projector, for the log.
     """
 
     def __init__(
@@ -146,6 +149,7 @@ class Loop:
         backward: Callable[[Tensor], None] = Tensor.backward,
         move_schedule: Callable[[int, int], object] = lambda epochs, steps: None,
         span: Span | None = None,
+        probe: ProjectorProbe | None = None,
     ) -> None:
         self.span = span or Span(0, plan.epochs)
         self.task, self.optimizer, self.schedule = task, optimizer, schedule
@@ -159,6 +163,7 @@ class Loop:
         )
         self.position = Position(epoch=self.span.first, updates=self.span.updates)
         self.extended = list[dict[str, Any]]()
+        self.probe = probe or ProjectorProbe(None)
         self.pending: Pending | None = None
         self.signals, self.stopping = StopSignals(), False
         self.saver = Saver()
@@ -208,7 +213,7 @@ class Loop:
         self.log.info(f"resuming in {self.label}, step {at.step} ({at.updates} updates made)")
 
     def follow(self, before: Loop) -> None:
-        """Start where the stage before has ended; its best model and its losses' sums are not this one's."""
+        """Start where the stage before has ended, without its best model and its losses' sums."""
         at = before.position
         self.position = Position(epoch=self.span.first, updates=at.updates, seconds=at.seconds)
 
@@ -236,7 +241,7 @@ class Loop:
                 if accuracy is not None and done >= self.span.end:
                     return accuracy
                 self.end_epoch(accuracy)
-                position.epoch, position.step, position.sums = done, 0, {}
+                position.epoch, position.step, position.sums, position.observed = done, 0, {}, {}
 
     @property
     def place(self) -> int:
@@ -304,6 +309,8 @@ class Loop:
         position.step, position.updates = position.step + 1, position.updates + 1
         if self.average:
             self.average.update(position.updates)
+        if position.step == self.steps:
+            position.observed = self.probe.last_batch()
 
     def save_and_stop(self) -> NoReturn:
         """Leave the run so that it goes on from here."""
@@ -377,7 +384,10 @@ class Loop:
     def take_note(self, accuracy: Measured) -> bool:
         """Log what was measured; whether it is the best so far."""
         position = self.position
-        self.log.row("eval", {"epoch": position.epoch, "step": position.updates, **accuracy.row()})
+        place = {"epoch": position.epoch, "step": position.updates}
+        self.log.row("eval", {**place, **accuracy.row()})
+        if spectrum := self.probe.spectrum():
+            self.log.row("projector", {**place, **position.observed, **spectrum})
         improved = accuracy.score > position.best_acc1
         if improved:
             position.best_acc1, position.best_epoch = accuracy.score, position.epoch

@@ -97,6 +97,8 @@ class Session:
                 self.log.lines(self.opened.notes)
             else:
                 break
+        if self.opened.state is None:
+            self.log.settings(self.folder.path.name, self.settings)
         if self.opened.state is not None:
             loop.load_state(self.opened.state)
         elif measure_teacher is not None and (accuracy := measure_teacher()) is not None:

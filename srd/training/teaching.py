@@ -9,8 +9,10 @@ from srd.data.inputs import Inputs, sample
 from srd.device import Precision
 from srd.errors import UserError
 from srd.evaluation.accuracy import Accuracy, measure_on
+from srd.evaluation.predictions import Recorder
 from srd.method.losses import LOSSES
 from srd.models.teacher import LoadedTeacher, check_knows_classes
+from srd.training.comparison import Comparison
 from srd.training.session import Session
 
 NEAR_CHANCE = 1.5  # times the accuracy of guessing
@@ -41,6 +43,7 @@ def measure_teacher(
     inputs: Inputs,
     session: Session,
     precision: Precision,
+    comparison: Comparison,
 ) -> Accuracy | None:
     """The teacher's accuracy, told with a warning near chance; None where it is not recorded.
 
@@ -50,9 +53,13 @@ def measure_teacher(
     measurable = teacher is not None and teacher.knows_classes and inputs.num_classes
     if teacher is None or not measurable or settings.evaluate is False:
         return None
+    recorder = Recorder(inputs.val_images, precision.device)
     inputs = inputs if settings.evaluate else sample(inputs, SAMPLE)
     label = "evaluating the teacher"
-    accuracy = measure_on(inputs, teacher.classify, precision, session.log, label)
+    accuracy = measure_on(
+        inputs, teacher.classify, precision, session.log, label, recorder=recorder
+    )
+    comparison.keep(teacher=recorder.told())
     session.log.info(f"teacher {teacher.name}  {accuracy}")
     chance = 100 / inputs.num_classes
     if accuracy.acc1 < NEAR_CHANCE * chance:

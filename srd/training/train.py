@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -32,7 +31,6 @@ from srd.device import Precision, choose_device, set_determinism
 from srd.distributed import processes
 from srd.distributed.batch_norm import use_global_batch_norm
 from srd.errors import UserError
-from srd.evaluation.accuracy import Accuracy, evaluating, measure_on
 from srd.files.locate import recipe_file
 from srd.method.losses import LOSSES, NoSettings, create_loss
 from srd.models.initial import freeze_backbone, place_of, start_from
@@ -41,11 +39,13 @@ from srd.models.students import open_student
 from srd.models.teacher import LoadedTeacher, Normalization, open_teacher
 from srd.run.extension import Pace
 from srd.run.folder import RunFolder
+from srd.training.comparison import Comparison, ValidationImages
 from srd.training.loop import Loop, TrainData
 from srd.training.memory import fit_training
 from srd.training.optim import check_optimizer, create_optimizer, create_schedule
 from srd.training.preflight import preflight
 from srd.training.presets import configure_training
+from srd.training.probe import ProjectorProbe
 from srd.training.session import Identity, Session, open_session
 from srd.training.task import DistillationTask
 from srd.training.teaching import check_teacher, measure_teacher
@@ -124,14 +124,16 @@ def train(config: Config, trained: Trained = "student", notes: Sequence[str] = (
             if session.state is None and started:
                 session.log.info(started)
             prepare(task, teacher, config, precision)
-            loop = make_loop(session, config, task, inputs, precision)
+            comparison = Comparison(folder, ValidationImages.of(inputs), anew=session.state is None)
+            loop = make_loop(session, config, task, inputs, precision, comparison)
             session.start(
                 loop,
-                measure_teacher=partial(
-                    measure_teacher, teacher, config.teacher, inputs, session, precision
+                measure_teacher=lambda: measure_teacher(
+                    teacher, config.teacher, inputs, session, precision, comparison
                 ),
             )
             accuracy = loop.fit()
+            comparison.add_examples()
             session.finish(
                 loop,
                 accuracy,
@@ -305,7 +307,12 @@ def prepare(
 
 
 def make_loop(
-    session: Session, config: Config, task: DistillationTask, inputs: Inputs, precision: Precision
+    session: Session,
+    config: Config,
+    task: DistillationTask,
+    inputs: Inputs,
+    precision: Precision,
+    comparison: Comparison,
 ) -> Loop:
     """The loop with everything that it needs."""
     assert inputs.train is not None and inputs.train_batches is not None
@@ -316,13 +323,11 @@ def make_loop(
         for name in inputs.broken.check(batch):
             session.log.info(f"skipped {name}")
         mixed = mix(*to_device(batch, precision.device, precision.dtype), step)
+        if step == 0:
+            session.log.pictures(mixed[0], step, config.data.mean, config.data.std)
         if batch.keys is None or "keys" not in task.loss.needs:
             return mixed
         return (*mixed, batch.keys)
-
-    def accuracy(stop: Any) -> Accuracy:
-        with evaluating(task.model):
-            return measure_on(inputs, task.model, precision, session.log, "evaluating", stop)
 
     def start_epoch(_: int) -> None:
         task.train()
@@ -330,7 +335,11 @@ def make_loop(
             task.model.eval()
 
     unlabelled = config.data.unlabelled
-    evaluate = comparing(task, inputs, precision, session.log) if unlabelled else accuracy
+    evaluate = (
+        comparing(task, inputs, precision, session.log)
+        if unlabelled
+        else comparison.evaluation(inputs, task.model, precision, session.log)
+    )
     optimizer = create_optimizer(task, optim, batch_size=plan.batch_size, device=precision.device)
     schedule = create_schedule(
         optimizer,
@@ -354,6 +363,7 @@ def make_loop(
         settings=session.saved_with,
         start_epoch=start_epoch,
         move_schedule=lambda epochs, steps: schedule.step_update(max(0, steps - 1)),
+        probe=ProjectorProbe(task.distillation_loss),
     )
 
 

@@ -1,70 +1,65 @@
-"""`srd report`: seeds become one row, and what is damaged is named."""
+"""`srd report`: one row for all seeds, what is damaged is named, three files."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
-from srd.commands.report import collect, run
+from srd.commands.report import run
 from srd.errors import UserError
+from tests.report.made import write_run
 
-
-def write_run(folder: Path, acc1: list[float], **changes: Any) -> None:
-    """What a run of as many epochs leaves that the report reads."""
-    folder.mkdir(parents=True)
-    teacher = {"kind": "eval", "model": "teacher", "epoch": 0, "acc1": 99.0}
-    rows = [{"kind": "eval", "epoch": epoch, "acc1": value} for epoch, value in enumerate(acc1)]
-    lines = [teacher, *rows, {"kind": "step", "step": 0, "loss": 1.0}]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
-    result = {
-        "model": "deit_tiny", "train_images": 100, "images": 500, "acc1": acc1[-1],
-        "best_acc1": max(acc1), "seconds": 10.0, **changes,
-    }  # fmt: skip
-    (folder / "result.json").write_text(json.dumps(result))
+pytest.importorskip("matplotlib")
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    write_run(tmp_path / "alone_seed0", [50.0, 60.0])
-    write_run(tmp_path / "alone_seed1", [40.0, 70.0, 62.0], seconds=20.0)
-    write_run(tmp_path / "digits_teacher", [98.0], model="regnety_002", train_images=1297)
-    (tmp_path / "stopped").mkdir()  # a run without a result is not finished
+    alone = {"distill.loss": {"name": "none"}}
+    write_run(tmp_path / "alone_seed0", [50.0, 60.0], settings={"seed": 0, **alone}, method="none")
+    write_run(
+        tmp_path / "alone_seed1", [40.0, 70.0, 62.0], settings={"seed": 1, **alone}, seconds=20.0
+    )
+    write_run(
+        tmp_path / "digits_teacher", [98.0], settings={"teacher.name": "regnety_002"},
+        trained="teacher", model="regnety_002",
+    )  # fmt: skip
+    write_run(tmp_path / "going", [30.0], finished=False)
     return tmp_path
 
 
-def test_the_table(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("matplotlib")
+def test_the_files(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run([str(runs)])
-    rows = (runs / "report.md").read_text().splitlines()[2:]
-    assert rows == [
-        "| teacher | regnety_002 | 1297 images | 98.0 (n=1) | 98.0 (n=1) | 10 |",
-        "| alone | deit_tiny | 100 images | 61.0 ± 1.4 (n=2) | 65.0 ± 7.1 (n=2) | 15 |",
-    ]
-    assert rows[1] in capsys.readouterr().out
-    with Image.open(runs / "report.png") as picture:
-        assert picture.format == "PNG" and picture.size == (1430, 546)
-        assert len(set(picture.convert("RGB").resize((143, 54)).getdata())) > 20  # not blank
-
-
-def test_curves_are_the_students_by_epoch(runs: Path) -> None:
-    groups = collect(runs)
-    assert list(groups) == ["teacher", "alone"]
-    assert [dict(one.curve) for one in groups["alone"]] == [
-        {1: 50.0, 2: 60.0}, {1: 40.0, 2: 70.0, 3: 62.0},
+    lines = (runs / "report.md").read_text().splitlines()
+    assert [line.split(" | ")[0] for line in lines[:5]] == [
+        "| run", "| ---", r"| digits\_teacher".replace("\\", ""), "| alone", "| going",
     ]  # fmt: skip
+    assert "| 2 | 61.0 ± 1.4 | 48.3 to 73.7 | 65.0 ± 7.1 |" in lines[3]
+    assert lines[3].endswith("| 2 to 3 | 15 | finished |")
+    assert lines[4].endswith("| unfinished: epoch 1 of 300 |")
+    assert lines[3] in capsys.readouterr().out
+    with Image.open(runs / "report.png") as picture:
+        assert picture.format == "PNG" and picture.size[0] == 1430
+        assert len(set(picture.convert("RGB").resize((143, 100)).getdata())) > 20  # not blank
+    assert (runs / "report.html").read_text().startswith("<!DOCTYPE html>")
+
+
+def test_several_folders_and_another_place(runs: Path, tmp_path: Path) -> None:
+    chosen = [str(runs / "going"), str(runs / "alone_seed1"), str(runs / "going")]
+    run([*chosen, "--output", str(tmp_path / "out")])
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert text.count("\n| ") == 3 and "alone" in text and "going" in text
 
 
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("result.json", "{", "is no run's result: it has no model"),
-        ("result.json", '{"model": "x"}', "it has no train_images"),
-        ("metrics.jsonl", "{", "metrics.jsonl is damaged"),
-        ("metrics.jsonl", '{"kind": "eval"}', "metrics.jsonl is damaged"),
+        ("result.json", "{", "is no run's result: it has no acc1"),
+        ("result.json", '{"model": "x"}', "it has no acc1"),
+        ("metrics.jsonl", '{\n{"kind": "eval", "epoch": 0, "acc1": 1}', "line 1 is no row"),
+        ("metrics.jsonl", '{"kind": "eval", "epoch": 0}\n', "an evaluation without acc1"),
+        ("predictions.json", "{}", r"predictions\.json is damaged"),
     ],
 )
 def test_a_damaged_run_is_named(runs: Path, file: str, content: str, message: str) -> None:
@@ -74,8 +69,17 @@ def test_a_damaged_run_is_named(runs: Path, file: str, content: str, message: st
     assert str(runs / "alone_seed0") in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_row_that_is_being_written(runs: Path) -> None:
+    with (runs / "going" / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "eval", "ep')
+    run([str(runs)])
+
+
 def test_no_runs_and_no_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="no finished run in"):
+    with pytest.raises(UserError, match="no run in"):
+        run([str(tmp_path)])
+    write_run(tmp_path / "new", [], finished=False)
+    with pytest.raises(UserError, match="has been evaluated yet"):
         run([str(tmp_path)])
     monkeypatch.setattr("srd.installed.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"matplotlib: pip install '.*\[report\]'"):

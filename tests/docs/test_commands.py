@@ -128,7 +128,7 @@ CHECK: dict[str, Callable[[list[str]], object]] = {
     "scripts/evaluate_released.py": lambda given: parse_strictly(
         evaluate_released.make_parser(), given
     ),
-    "scripts/report.py": lambda given: len(given) == 1 or pytest.fail(str(given)),
+    "scripts/report.py": lambda given: parse_strictly(report.make_parser(), given),
     "scripts/fetch_checkpoints.py": lambda given: fetch_checkpoints.run(["--list", *given]),
 }
 

@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from srd.errors import RunFailed
 from srd.run.log import RunLog, clock, read_metrics
@@ -190,3 +193,27 @@ def test_a_full_disk_fails_the_run(tmp_path: Path) -> None:
 )
 def test_clock(seconds: float, said: str) -> None:
     assert clock(seconds) == said
+
+
+def test_tensorboard_gets_settings_pictures_and_spectra(tmp_path: Path) -> None:
+    log = RunLog(tmp_path)
+    log.settings("mine", {"optim": {"lr": 0.1, "betas": None}, "name": "a`b\x1b"})
+    images = torch.stack([torch.full((3, 8, 8), value) for value in (-1.0, 0.0, 1.0)])
+    log.pictures(images, 0, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    log.row("projector", {"epoch": 0, "step": 1, "largest": 2.0, "singular_values": [2.0, 1.0]})
+    log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert events.Tags()["images"] == ["training_batch"]
+    with Image.open(io.BytesIO(events.Images("training_batch")[0].encoded_image_string)) as grid:
+        assert [grid.getpixel((x, 5))[0] for x in (5, 15, 25)] == [0, 127, 255]
+    assert events.Histograms("projector/singular_values")[0].histogram_value.max == 2.0
+    (content,) = [
+        metadata.plugin_data.content
+        for _, metadata in (
+            (t, events.SummaryMetadata(t)) for t in ("_hparams_/session_start_info",)
+        )
+    ]
+    start = HParamsPluginData.FromString(content).session_start_info
+    assert start.hparams["optim.lr"].number_value == 0.1
+    assert start.hparams["run"].string_value == "mine"
+    assert start.hparams["name"].string_value == r"a`b\x1b"

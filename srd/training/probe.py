@@ -1,0 +1,67 @@
+"""A look at the projector while it is trained: what it costs is below a hundredth of an epoch.
+
+Nothing that is looked at changes: no random number is drawn, no statistic moves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from srd.distributed import reduce
+from srd.method.spectrum import correlation, effective_rank, singular_values
+
+SAMPLES = 1024  # representations that are kept of a batch, on each process
+
+
+class ProjectorProbe:
+    """Spectrum of a loss's projector, and how its outputs correlate with its inputs.
+
+    Args:
+        loss: a representation loss; one without a linear `projector` has nothing to show.
+    """
+
+    def __init__(self, loss: nn.Module | None) -> None:
+        projector = getattr(loss, "projector", None)
+        self.projector = projector if isinstance(projector, nn.Linear) else None
+        self.inputs: Tensor | None = None
+        if loss is not None and self.projector is not None:
+            loss.register_forward_pre_hook(self._keep)
+
+    def _keep(self, loss: nn.Module, arguments: tuple[Any, ...]) -> None:
+        """Keep some of the student's representations (B, ..., D_s) of a training batch."""
+        if loss.training and arguments:
+            z_s = arguments[0].detach()
+            self.inputs = z_s.reshape(-1, z_s.shape[-1])[:SAMPLES].clone()
+
+    @torch.no_grad()
+    def last_batch(self) -> dict[str, float]:
+        """`correlation` of the last training batch, over all processes; {} before the first."""
+        if self.projector is None or self.inputs is None:
+            return {}
+        inputs = reduce.gather(self.inputs)
+        weight, bias = self.projector.weight, self.projector.bias
+        outputs = F.linear(
+            inputs, *(p if p is None else p.to(inputs.dtype) for p in (weight, bias))
+        )
+        found = correlation(inputs, outputs)
+        return {} if found is None else {"correlation": found}
+
+    @torch.no_grad()
+    def spectrum(self) -> dict[str, Any]:
+        """`effective_rank`, `largest`, `median`, `smallest` and all `singular_values`."""
+        if self.projector is None:
+            return {}
+        values = singular_values(self.projector.weight)
+        if not values:
+            return {}
+        return {
+            "effective_rank": effective_rank(values),
+            "largest": values[0],
+            "median": values[len(values) // 2],
+            "smallest": values[-1],
+            "singular_values": [float(f"{value:.6g}") for value in values],
+        }
