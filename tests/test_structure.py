@@ -24,7 +24,9 @@ ROOMS = {
     "method": {"strict", "errors", "distributed"},
     "config": {"strict", "errors", "method"},
     "files": {"errors", "printable"},
-    "data": {"config", "device", "distributed", "errors", "files", "installed", "strict"},
+    "data": {
+        "config", "device", "distributed", "errors", "files", "installed", "printable", "strict",
+    },
     "models": {"config", "device", "distributed", "errors", "files", "installed"},
     "run": {"config", "distributed", "errors", "files", "printable", "strict"},
     "evaluation": {
