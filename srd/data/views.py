@@ -105,8 +105,8 @@ class SeededViews(Dataset[View]):
             except (TooLarge, MemoryError) as error:  # others are mistakes in the transform
                 broken.append(f"{printable(self.source.name(position))} ({_one_line(error)})")
                 continue
-            image, erased = seen if isinstance(seen, Unfinished) else (seen, ())
-            return View(image, target, tuple(broken), key=key, erased=erased)
+            pixels, erased = seen if isinstance(seen, Unfinished) else (seen, ())
+            return View(pixels, target, tuple(broken), key=key, erased=erased)
         return View(None, -1, tuple(broken), needed=self.substitute, key=key)
 
 
