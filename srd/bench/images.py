@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from srd.bench.timing import Line, Sizes, in_turn
 from srd.config.fields import Augment, Data
 from srd.data.augment import train_transform
 from srd.data.batches import TrainBatches
+from srd.data.finish import leave_unfinished
 from srd.data.folder_images import FolderImages
-from srd.data.loader import make_loader
+from srd.data.loader import collate, make_loader, to_device
 from srd.data.views import SeededViews
 
 WIDTH, HEIGHT = 500, 375  # ImageNet's usual size
@@ -29,7 +31,7 @@ def measure(sizes: Sizes, device: torch.device) -> Iterator[Line]:
         folder = Path(name)
         write_pictures(folder, sizes.images)
         yield views(folder, sizes)
-        yield loaders(folder, sizes)
+        yield loaders(folder, sizes, device)
 
 
 def write_pictures(folder: Path, count: int) -> None:
@@ -94,12 +96,14 @@ def plain_transform(sizes: Sizes) -> Any:
     )
 
 
-def loaders(folder: Path, sizes: Sizes) -> Line:
+def loaders(folder: Path, sizes: Sizes, device: torch.device) -> Line:
     """Epochs of the folder through one worker process."""
     source, data, augment = FolderImages(folder, "train"), Data(), Augment()
     size = min(sizes.batch_size, len(source))
-    views = SeededViews(source, train_transform(augment, data, sizes.image_size), 0, True)
-    ours = make_loader(views, TrainBatches(len(source), size, 0), 1, False)
+    transform, finish = leave_unfinished(train_transform(augment, data, sizes.image_size))
+    views = SeededViews(source, transform, 0, True)
+    stack = partial(collate, finish=finish)
+    ours = make_loader(views, TrainBatches(len(source), size, 0), 1, False, stack)
     timms = create_loader(
         create_dataset("", str(folder), split="train"),
         (3, sizes.image_size, sizes.image_size),
@@ -114,16 +118,18 @@ def loaders(folder: Path, sizes: Sizes) -> Line:
         persistent_workers=True,
     )
 
-    def pass_over(loader: Any) -> Callable[[], None]:
-        def call() -> None:
-            for _ in loader:
-                pass
+    def our_epoch() -> None:
+        for batch in ours:
+            to_device(batch, device, torch.float32)
 
-        return call
+    def timms_epoch() -> None:
+        for images, targets in timms:
+            images.to(device), targets.to(device)
 
-    times = in_turn({"ours": pass_over(ours), "reference": pass_over(timms)}, seconds=sizes.seconds)
+    calls = {"ours": our_epoch, "reference": timms_epoch}
+    times = in_turn(calls, seconds=sizes.seconds, device=device)
     return Line(
-        name="data: batches from one worker",
+        name="data: batches from one worker, on the device",
         ours=times["ours"],
         reference=times["reference"],
         items=len(source) // size * size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader
@@ -9,8 +10,9 @@ from torch.utils.data import DataLoader
 from srd.config.fields import Augment, Data
 from srd.data.augment import train_transform
 from srd.data.batches import EvalBatches, TrainBatches
+from srd.data.finish import leave_unfinished
 from srd.data.image_source import ImageSource
-from srd.data.loader import Batch, BrokenFiles, make_loader
+from srd.data.loader import Batch, BrokenFiles, collate, make_loader
 from srd.data.preprocess import Preprocessing
 from srd.data.sources import open_splits
 from srd.data.views import SeededViews
@@ -66,10 +68,10 @@ def open_inputs(
     train_source, val_source, notes = open_splits(data, training=training)
     if train_source is not None:
         train_batches = TrainBatches(len(train_source), batch_size, seed, *here)
-        views = SeededViews(
-            train_source, train_transform(augment, data, image_size), seed, substitute=True
-        )
-        loader = make_loader(views, train_batches, data.workers, pin_memory)
+        transform, finish = leave_unfinished(train_transform(augment, data, image_size))
+        views = SeededViews(train_source, transform, seed, substitute=True)
+        stack = partial(collate, finish=finish)
+        loader = make_loader(views, train_batches, data.workers, pin_memory, stack)
     val_views = SeededViews(val_source, eval_transform(data, image_size), seed, substitute=False)
     val_batches = EvalBatches(len(val_source), data.eval_batch_size, *here)
     return Inputs(

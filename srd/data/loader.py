@@ -10,33 +10,45 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from srd.data.finish import Boxes, Finish, gather
 from srd.data.guard import check_descriptors
 from srd.data.views import View
 from srd.errors import UserError
 
 
 class Batch(NamedTuple):
-    """A batch: images (B, 3, H, W) float32, targets (B,) int64, and the broken files met."""
+    """A batch: images (B, 3, H, W) in float32, or in bytes with what finishes them; targets (B,) int64,
+    and the broken files met. See `to_device`."""
 
     images: Tensor
     targets: Tensor
     broken: list[str]
     missing: int = 0  # training images that neither could be read nor had a substitute
     keys: Tensor | None = None  # (B, 2) int64: (epoch, index) of every view; None: not known
+    erased: Boxes | None = None  # of images in bytes
+    finish: Finish | None = None  # None: they are finished
 
 
-def collate(views: Sequence[View]) -> Batch:
-    """Stack the views that have an image; remember the files that could not be read."""
+def collate(views: Sequence[View], finish: Finish | None = None) -> Batch:
+    """Stack the views that have an image; remember the files that could not be read.
+
+    In a worker, images are stacked in the memory that it shares with the process that trains.
+
+    Args:
+        finish: what is to become of images in bytes.
+    """
     whole = [view for view in views if view.image is not None]
     images = [view.image for view in whole if view.image is not None]
     return Batch(
-        torch.stack(images) if images else torch.empty(0),
+        default_collate(images) if images else torch.empty(0),
         torch.tensor([view.target for view in whole], dtype=torch.long),
         [name for view in views for name in view.broken],
         sum(view.image is None and view.needed for view in views),
         torch.tensor([view.key for view in whole], dtype=torch.long).reshape(-1, 2),
+        gather([view.erased for view in whole]) if finish else None,
+        finish,
     )
 
 
@@ -119,7 +131,9 @@ class BrokenFiles:
 
 def to_device(batch: Batch, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Images (channels last on a GPU) and targets on the device, without waiting for the copy."""
-    images = batch.images.to(device, dtype, non_blocking=True)
-    if device.type == "cuda":
+    images = batch.images.to(device, non_blocking=True)
+    if device.type == "cuda" and images.ndim == 4:
         images = images.contiguous(memory_format=torch.channels_last)
-    return images, batch.targets.to(device, non_blocking=True)
+    if batch.finish is not None:
+        images = batch.finish(images, batch.erased)
+    return images.to(dtype), batch.targets.to(device, non_blocking=True)

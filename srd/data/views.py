@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from srd.data.finish import Box, Unfinished
 from srd.data.image_source import ImageSource
 from srd.data.picture_costs import TooLarge
 from srd.printable import printable
@@ -56,6 +57,7 @@ class View(NamedTuple):
     broken: tuple[str, ...]  # names and reasons of the files that could not be read
     needed: bool = False  # a training image: without it, its batch is too small
     key: tuple[int, int] = (0, 0)  # (epoch, index): what all of its draws follow
+    erased: tuple[Box, ...] = ()  # of an image in bytes, once it is normalised
 
 
 class SeededViews(Dataset[View]):
@@ -63,7 +65,8 @@ class SeededViews(Dataset[View]):
 
     Args:
         source: where images come from.
-        transform: PIL image to a (3, H, W) tensor; may draw from any of the global generators.
+        transform: PIL image to a (3, H, W) tensor, or to one that is `Unfinished`; may draw from any
+            of the global generators.
         seed: of the run.
         substitute: in training, put the next readable image in the place of a broken one, so
             that a batch keeps its size; in evaluation, leave the broken image out.
@@ -72,7 +75,7 @@ class SeededViews(Dataset[View]):
     def __init__(
         self,
         source: ImageSource,
-        transform: Callable[[Image.Image], Tensor],
+        transform: Callable[[Image.Image], Tensor | Unfinished],
         seed: int,
         substitute: bool,
     ) -> None:
@@ -98,9 +101,12 @@ class SeededViews(Dataset[View]):
                 continue
             try:
                 with seeded(VIEW, self.seed, epoch, index):
-                    return View(self.transform(image), target, tuple(broken), key=key)
+                    seen = self.transform(image)
             except (TooLarge, MemoryError) as error:  # others are mistakes in the transform
                 broken.append(f"{printable(self.source.name(position))} ({_one_line(error)})")
+                continue
+            pixels, erased = seen if isinstance(seen, Unfinished) else (seen, ())
+            return View(pixels, target, tuple(broken), key=key, erased=erased)
         return View(None, -1, tuple(broken), needed=self.substitute, key=key)
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from srd.data.guard import check_targets
 from srd.data.inputs import Inputs
-from srd.data.loader import Batch, BrokenFiles
+from srd.data.loader import Batch, BrokenFiles, to_device
 from srd.device import Precision
 from srd.distributed import processes, reduce
 from srd.errors import UserError
@@ -130,8 +130,7 @@ def evaluate(
         broken.check(batch)
         if len(batch.targets) == 0:
             continue
-        targets = batch.targets.to(device, non_blocking=True)
-        images = batch.images.to(device, precision.dtype, non_blocking=True)
+        images, targets = to_device(batch, device, precision.dtype)
         with precision.autocast():
             logits = predict(images)
         check_targets(batch.targets, logits.shape[1])
