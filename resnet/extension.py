@@ -229,7 +229,7 @@ class Digits(Dataset[tuple[Any, int]]):
         transform: Callable[[Any], Any] | None = None,
     ) -> None:
         self.images, self.transform = DigitImages(split, per_class), transform
-        self.classes = self.images.classes
+        self.classes, self.targets = self.images.classes, self.images.targets.tolist()
 
     def __len__(self) -> int:
         return len(self.images)
