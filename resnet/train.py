@@ -40,7 +40,8 @@ from srd.files.weights import load_into
 from srd.run.extension import Pace
 from srd.run.folder import RunFolder
 from srd.training.comparison import Comparison
-from srd.training.loop import Loop, Span, TrainData
+from srd.training.loop import Loop
+from srd.training.parts import Span, TrainData
 from srd.training.probe import ProjectorProbe
 from srd.training.session import Identity, Session, open_session
 

@@ -15,7 +15,7 @@ from resnet.models import Models
 from srd.device import Precision
 from srd.distributed import reduce
 from srd.errors import UserError
-from srd.training.loop import Losses
+from srd.training.parts import Losses
 
 Items = tuple[Tensor, Tensor, Any]  # images, targets, and what else a data set gives
 

@@ -40,9 +40,10 @@ from srd.models.teacher import LoadedTeacher, Normalization, open_teacher
 from srd.run.extension import Pace
 from srd.run.folder import RunFolder
 from srd.training.comparison import Comparison, ValidationImages
-from srd.training.loop import Loop, TrainData
+from srd.training.loop import Loop
 from srd.training.memory import fit_training
 from srd.training.optim import check_optimizer, create_optimizer, create_schedule
+from srd.training.parts import TrainData
 from srd.training.preflight import preflight
 from srd.training.presets import configure_training
 from srd.training.probe import ProjectorProbe

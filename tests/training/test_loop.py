@@ -23,7 +23,8 @@ from srd.evaluation.accuracy import Accuracy, EvaluationStopped
 from srd.files.checkpoint import load_file, load_weights
 from srd.run.folder import RunFolder
 from srd.run.log import RunLog, read_metrics
-from srd.training.loop import Loop, TrainData
+from srd.training.loop import Loop
+from srd.training.parts import TrainData
 
 PLAN = Plan(epochs=3, batch_size=4, log_every=1)  # 5 steps an epoch
 SEED, SPEED = 5, "images_per_second"
