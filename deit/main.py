@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from srd.cli import Parser, parse_strictly
-from srd.config.flags import FLAGS, SWITCHES
+from srd.commands.settings import add_settings, given, shared
 from srd.errors import UserError, exit_code
 
 
@@ -32,14 +32,8 @@ def make_parser(prog: str = "deit/main.py") -> Parser:
     mode.add_argument(
         "--train-teacher", "--train_teacher", action="store_true", help="train the teacher"
     )
-    parser.add_argument("--config", metavar="FILE", help="a YAML file of settings")
     parser.add_argument("--checkpoint", metavar="FILE", help="weights to evaluate")
-    for name, (field, text) in FLAGS.items():
-        spellings = dict.fromkeys([f"--{name}", f"--{name.replace('-', '_')}"])
-        parser.add_argument(*spellings, dest=field, metavar=name.upper(), help=text)
-    for name, (_, text) in SWITCHES.items():
-        parser.add_argument(f"--{name}", action="store_true", help=text)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any field")
+    add_settings(parser)
     return parser
 
 
@@ -50,24 +44,11 @@ def trained(flags: argparse.Namespace) -> Literal["student", "teacher"] | None:
 
 def layers_of(flags: argparse.Namespace) -> tuple[list[Any], list[Any]]:
     """Settings of the YAML file (or the evaluated run's own); and of flags, then --set."""
-    from srd.config.layers import Layer, nested, read_yaml, setting
-    from srd.files.locate import recipe_file
     from srd.run.settings import own_settings
 
-    shared = []
-    if flags.config:
-        shared = [Layer(flags.config, read_yaml(recipe_file(flags.config)))]
-    elif flags.checkpoint:
-        shared = own_settings(flags.checkpoint)
-    given = []
-    for name, (field, _) in FLAGS.items():
-        if (value := getattr(flags, field)) is not None:
-            given.append(Layer(f"--{name}", nested(field, value)))
-    for name, (field, _) in SWITCHES.items():
-        if getattr(flags, name):
-            given.append(Layer(f"--{name}", nested(field, True)))
-    given += [Layer(f"--set {text}", setting(text)) for text in flags.set]
-    return shared, given
+    if flags.checkpoint and not flags.config:
+        return own_settings(flags.checkpoint), given(flags)
+    return shared(flags), given(flags)
 
 
 def configure(flags: argparse.Namespace) -> Any:

@@ -38,6 +38,7 @@ def make_parser() -> Parser:
     add("--output", default="runs", help="where runs go: <output>/<name>/")
     add("--name", help="of this run's folder (default: the configuration's)")
     add("--data-path", "--data_path", metavar="DIR", help="takes the place of root_dir in the file")
+    add("--teacher-cache", "--teacher_cache", metavar="DIR", help="in place of run.teacher_cache")
     add("--resume", default="auto", help="auto, none, or a checkpoint file")
     add("--start_epoch", type=int, default=0, help="accepted; a run knows by itself where it was")
     add("--world_size", type=int, default=1, help="accepted; torchrun says it")

@@ -24,6 +24,7 @@ class Models(NamedTuple):
     student_name: str
     teacher: nn.Module | None
     teacher_name: str | None
+    teacher_lacks: str | None = None  # the file of its weights that is not there; a cache has all
 
 
 def student_section(recipe: Recipe) -> dict[str, Any]:
@@ -33,11 +34,14 @@ def student_section(recipe: Recipe) -> dict[str, Any]:
     return section
 
 
-def load_models(recipe: Recipe, device: torch.device, *, testing: bool = False) -> Models:
+def load_models(
+    recipe: Recipe, device: torch.device, *, testing: bool = False, cached: bool = False
+) -> Models:
     """Build teacher and student, and load the weights that the recipe names, as data.
 
     Args:
         testing: the student's weights are looked for elsewhere, too.
+        cached: the teacher's may be gone (`Models.teacher_lacks`).
 
     Raises:
         UserError: no such network, arguments that it does not take, weights that are not there or
@@ -49,11 +53,13 @@ def load_models(recipe: Recipe, device: torch.device, *, testing: bool = False) 
     teacher = recipe.config["models"].get("teacher_model")
     if student is None:
         raise UserError("models: needs a student_model (or a model, for plain training)")
+    file = teacher.get("src_ckpt") if teacher and cached else None
     return Models(
         _load_model(student, "student", may_lack=testing).to(device),
         student["key"],
-        _load_model(teacher, "teacher").to(device) if teacher else None,
+        _load_model(teacher, "teacher", may_lack=cached).to(device) if teacher else None,
         teacher["key"] if teacher else None,
+        file if file and not Path(file).expanduser().is_file() else None,
     )
 
 

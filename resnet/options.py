@@ -40,6 +40,7 @@ class Options:
     adjust_lr: bool = False
     trust_config: bool = False
     run_log: LogFile | None = None
+    teacher_cache: PathText | None = None
 
     @property
     def run_name(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from pydantic.dataclasses import dataclass
@@ -21,7 +21,7 @@ from srd.config.documents import read_text
 from srd.config.fields import OpenFraction, Saving
 from srd.config.layers import Amp, Layer, build
 from srd.errors import UserError, nearest
-from srd.strict import STRICT
+from srd.strict import STRICT, PathText
 
 SECTIONS = ("dependencies", "root_dir", "datasets", "models", "train", "test", "run")
 # Where files are and how a machine is used: not part of the recipe.
@@ -34,7 +34,10 @@ NOT_RECIPE_KEYS = {
     "dst_ckpt",
     "log_freq",
 }
-NOT_RECIPE = tuple(f"run.{field.name}" for field in dataclasses.fields(Saving))
+NOT_RECIPE = (
+    *(f"run.{field.name}" for field in dataclasses.fields(Saving)),
+    "run.teacher_cache",
+)
 
 
 @dataclass(config=STRICT)
@@ -47,6 +50,8 @@ class Run(Saving):
     global_statistics: bool = True  # of the whole batch; off: each process's share of it
     ema_decay: OpenFraction | None = None  # of a moving average of the student
     ema_warmup: bool = False
+    teacher_cache: PathText | None = None  # a folder: record what the teacher says, replay it
+    cache_dtype: Literal["float32", "float16", "int8"] = "float16"  # float32 is exact
 
 
 class Recipe(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import copy, deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from resnet import box as boxes
+from resnet.cached import open_cache, teaching
 from resnet.evaluation import (
     compare_teacher,
     eval_loader,
@@ -63,7 +64,8 @@ def run(options: Options) -> None:
         precision = Precision.choose(recipe.run.amp, device)
         set_determinism(recipe.run.deterministic)
         with seeded(INIT, options.seed):
-            models = load_models(recipe, device, testing=options.test_only)
+            cached = cache_of(recipe, options) is not None
+            models = load_models(recipe, device, testing=options.test_only, cached=cached)
             prepare(models, recipe, precision)
             if options.test_only:
                 test_only(recipe, options, models, precision)
@@ -73,6 +75,11 @@ def run(options: Options) -> None:
                 try_stages(recipe, models, training, precision, factor)
             box = boxes.make_box(recipe, models, device, factor)
         train(recipe, options, models, box, precision, spans(training, recipe))
+
+
+def cache_of(recipe: Recipe, options: Options) -> str | None:
+    """The folder of the teacher cache; None where nothing is trained, or there is none."""
+    return None if options.test_only else options.teacher_cache or recipe.run.teacher_cache
 
 
 def prepare(models: Models, recipe: Recipe, precision: Precision) -> None:
@@ -167,8 +174,14 @@ def train(
     """Train the box's student, test the best one, and leave a run's folder."""
     if options.extend and len(spans) > 1:
         raise UserError("--extend: a run in stages cannot be extended")
+    if (path := cache_of(recipe, options)) and (options.extend or len(spans) > 1):
+        raise UserError("run.teacher_cache: not with --extend, nor for a run in stages")
     seed, epochs = options.seed, [span.end - span.first for span in spans]
     stage = open_stage(box, recipe, models, precision, stage=0, epochs=epochs[0], seed=seed)
+    measured = models._replace(teacher=None) if models.teacher_lacks else models
+    cache = None
+    if path:
+        cache = open_cache(path, recipe, seed, models, box, stage.inputs, precision, epochs[0])
     identity = Identity(
         model=models.student_name,
         teacher=models.teacher_name,
@@ -199,7 +212,7 @@ def train(
         comparison = Comparison(session.folder, pictures, anew=session.state is None)
 
         def measure_teacher() -> None:
-            compare_teacher(models, box.val_data_loader, precision, options.seed, comparison)
+            compare_teacher(measured, box.val_data_loader, precision, options.seed, comparison)
 
         first, loop = stage_of(session.state, spans), None
         for number, span in enumerate(spans):
@@ -213,24 +226,26 @@ def train(
                 session.log.info(f"stage {number + 1} of {len(spans)}")
             elif first:
                 continue
-            before, loop = (
-                loop,
-                make_loop(
-                    session, plan, recipe, options, models, box, stage, precision, span, comparison
-                ),
-            )
-            if before is None:
-                session.start(loop, measure_teacher=measure_teacher)
-            else:
-                loop.follow(before)
-            accuracy = loop.fit()
+            with teaching(box, cache, models, precision, session.log.info) as at:
+                before, loop = (
+                    loop,
+                    make_loop(
+                        session, plan, recipe, options, models, box, stage, precision, span,
+                        comparison, at,
+                    ),
+                )  # fmt: skip
+                if before is None:
+                    session.start(loop, measure_teacher=measure_teacher)
+                else:
+                    loop.follow(before)
+                accuracy = loop.fit()
             if number + 1 < len(spans):
                 box.post_epoch_process(metrics=accuracy.score)
         assert loop is not None
         comparison.add_examples()
         processes.barrier()  # the main process may still be writing the best student
         load_into(models.student, session.folder.student, f"the student {models.student_name}")
-        accuracy = test(recipe, options, models, precision, session.log)
+        accuracy = test(recipe, options, measured, precision, session.log)
         if (copy_to := student_section(recipe).get("dst_ckpt")) and processes.is_main():
             save_state(Path(copy_to).expanduser(), {"model": models.student.state_dict()})
         about = {"tested": "the best student"}
@@ -278,13 +293,19 @@ def make_loop(
     precision: Precision,
     span: Span,
     comparison: Comparison,
+    at: Callable[[int], object],
 ) -> Loop:
-    """The loop of a stage with everything that it needs."""
+    """The loop of a stage with everything that it needs.
+
+    Args:
+        at: is told the number of every update before it is made.
+    """
     inputs, classes = stage
     task = BoxTask(box, models, precision)
     schedule = BoxSchedule(box) if box.lr_scheduler is not None else None
 
     def ready(items: Any, updates: int) -> Items:
+        at(updates)
         epoch, step = divmod(updates - span.updates, len(inputs.batches))
         if boxes.counts_images(box):
             boxes.give_keys(box, inputs.batches.keys(span.first + epoch, step))

@@ -34,8 +34,9 @@ ROOMS = {
     },
     "report": {"config", "errors", "files", "printable", "run"},
     "export": {"config", "data", "errors", "files", "installed", "models", "printable", "run"},
+    "cache": {"config", "data", "distributed", "errors", "files", "run", "strict"},
     "training": {
-        "config", "data", "device", "distributed", "errors", "evaluation", "files", "method",
+        "cache", "config", "data", "device", "distributed", "errors", "evaluation", "files", "method",
         "models", "run", "streams",
     },
     "bench": {
@@ -43,8 +44,8 @@ ROOMS = {
         "training",
     },
     "commands": {
-        "bench", "cli", "config", "data", "device", "errors", "export", "files", "installed",
-        "printable", "report", "run",
+        "bench", "cache", "cli", "config", "data", "device", "errors", "export", "files",
+        "installed", "printable", "report", "run", "training",
     },
     "__init__": {"errors", "files", "installed", "method", "models", "training"},
     "__main__": {"commands"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from srd.config.fields import Augment, Config, Distill, Optim
+from srd.config.fields import Augment, Cache, Config, Distill, Optim
 from srd.config.presets import warmup
 from srd.errors import UserError
 from srd.method.losses import LOSSES
@@ -32,6 +32,7 @@ def check(config: Config) -> None:
     check_unlabelled(config)
     check_frozen(config)
     check_average("train", config.train.ema_decay, config.train.ema_warmup)
+    check_cache(config.cache, config.train.epochs)
     check_weights(config.distill)
 
 
@@ -72,6 +73,18 @@ def check_average(section: str, decay: float | None, warmup: bool) -> None:
         raise UserError(
             f"{section}.ema_warmup has no effect without {section}.ema_decay, such as 0.9998"
         )
+
+
+def check_cache(cache: Cache, epochs: int) -> None:
+    """Raise a UserError for settings of the teacher cache that have no effect."""
+    if cache.epochs is not None and cache.epochs > epochs:
+        raise UserError(
+            f"cache.epochs {cache.epochs} is more than the {epochs} epochs of the run: leave it out, "
+            "and every epoch has views of its own"
+        )
+    for name in ("dtype", "top_logits"):
+        if cache.path is None and getattr(cache, name) != getattr(Cache, name):
+            raise UserError(f"cache.{name} has no effect without --teacher-cache: leave it out")
 
 
 def check_schedule(optim: Optim) -> None:

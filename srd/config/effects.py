@@ -23,12 +23,12 @@ Doing = Literal["student", "teacher", "evaluation"]
 IDLE: dict[Doing, tuple[str, ...]] = {
     "teacher": (
         "model.name", "model.freeze_backbone", "data.unlabelled", "distill.", "teacher.recipe",
-        "teacher.mean", "teacher.std", "teacher.evaluate",
+        "teacher.mean", "teacher.std", "teacher.evaluate", "cache.",
     ),
     "evaluation": (
         "preset", "compile", "deterministic", "resume", "extend", "slim", "model.drop_path",
         "model.init", "model.freeze_backbone", "augment.", "optim.", "distill.", "teacher.recipe",
-        "train.",
+        "cache.", "train.",
     ),
 }  # fmt: skip
 # Fields that an evaluation does not read, or only where it measures the teacher too.

@@ -175,6 +175,16 @@ class Train(Plan):
 
 
 @dataclass(config=STRICT)
+class Cache:
+    """What the teacher said, kept for the next run (docs/cache.md)."""
+
+    path: PathText | None = None  # a folder; what is not there is recorded
+    dtype: Literal["float32", "float16", "int8"] = "float16"  # float32 is exact
+    top_logits: Count | None = None  # keep the largest k of each image; None: all
+    epochs: Count | None = None  # views, order and mixes repeat after so many; None: never
+
+
+@dataclass(config=STRICT)
 class Config:
     preset: Literal["small", "imagenet"] | None = None  # None: small for few pictures of one's own
     seed: Seed = 0
@@ -193,6 +203,7 @@ class Config:
     optim: Optim = field(default_factory=Optim)
     teacher: Teacher = field(default_factory=Teacher)
     distill: Distill = field(default_factory=Distill)
+    cache: Cache = field(default_factory=Cache)
     train: Train = field(default_factory=Train)
 
 
@@ -213,6 +224,7 @@ NOT_RECIPE = (
     "teacher.evaluate",
     "teacher.checkpoint",
     "teacher.recipe",
+    "cache.path",
     "train.evaluate_every",
     "train.save_every",
     "train.keep_last",

@@ -21,6 +21,7 @@ FLAGS = {
     "workers": ("data.workers", "loader processes for each training process"),
     "teacher": ("teacher.name", "a timm model"),
     "teacher-checkpoint": ("teacher.checkpoint", "its weights"),
+    "teacher-cache": ("cache.path", "folder: record what the teacher says, replay what is there"),
     "distillation": (
         "distill.loss.name",
         "a loss: srd (the paper), vkd, kd (logits only), none, dkd, dist, kd_ls, fitnet, at, ickd, crd",

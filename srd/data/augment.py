@@ -60,10 +60,15 @@ class Mix:
     """timm's mixup and cutmix, drawn from (seed, step): the same on every process.
 
     Without either, class indices pass through and the loss smooths them.
+
+    Args:
+        repeat: the number of steps after which the draws repeat; None: never.
     """
 
-    def __init__(self, augment: Augment, *, num_classes: int, seed: int) -> None:
-        self.seed = seed
+    def __init__(
+        self, augment: Augment, *, num_classes: int, seed: int, repeat: int | None = None
+    ) -> None:
+        self.seed, self.repeat = seed, repeat
         self.mixup: Mixup | None = None
         if augment.mixup > 0 or augment.cutmix > 0:
             self.mixup = Mixup(
@@ -79,6 +84,6 @@ class Mix:
         """(B, 3, H, W) and (B,) to mixed images and (B, C) targets; images are changed in place."""
         if self.mixup is None:
             return images, targets
-        with seeded(MIX, self.seed, step):
+        with seeded(MIX, self.seed, step % self.repeat if self.repeat else step):
             mixed: tuple[Tensor, Tensor] = self.mixup(images, targets)
         return mixed

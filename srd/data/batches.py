@@ -39,12 +39,19 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         size: number of images.
         batch_size: the global (effective) batch size.
         seed: of the run.
+        repeat: the number of epochs after which order and views repeat; None: never.
     """
 
     def __init__(
-        self, size: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        size: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        repeat: int | None = None,
     ) -> None:
-        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.size, self.batch_size, self.seed, self.repeat = size, batch_size, seed, repeat
         self.rank, self.world_size = rank, world_size
         self.epoch, self.first_step = 0, 0
         check_shares(batch_size, world_size)
@@ -67,7 +74,8 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         return np.random.RandomState(derive(SHUFFLE, self.seed, epoch)).permutation(self.size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, order = self.epoch, self.order(self.epoch)
+        epoch = self.epoch % self.repeat if self.repeat else self.epoch
+        order = self.order(epoch)
         for step in range(self.first_step, len(self)):
             yield self._share(epoch, order, step)
 

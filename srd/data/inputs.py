@@ -57,8 +57,12 @@ def open_inputs(
     seed: int,
     training: bool,
     pin_memory: bool,
+    repeat: int | None = None,
 ) -> Inputs:
     """Open the data set, check it, and make its loaders for this process.
+
+    Args:
+        repeat: see `TrainBatches`.
 
     Raises:
         UserError: no data, empty or different classes, too few images for a batch.
@@ -67,7 +71,7 @@ def open_inputs(
     loader = train_batches = None
     train_source, val_source, notes = open_splits(data, training=training)
     if train_source is not None:
-        train_batches = TrainBatches(len(train_source), batch_size, seed, *here)
+        train_batches = TrainBatches(len(train_source), batch_size, seed, *here, repeat)
         transform, finish = leave_unfinished(train_transform(augment, data, image_size))
         views = SeededViews(train_source, transform, seed, substitute=True)
         stack = partial(collate, finish=finish)

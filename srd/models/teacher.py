@@ -18,6 +18,7 @@ from srd.config.fields import Teacher
 from srd.config.layers import Layer, build
 from srd.device import Precision
 from srd.errors import UserError
+from srd.files.hashes import sha256
 from srd.files.limits import LIMITS
 from srd.files.locate import locate
 from srd.files.opened import Refused, read_small
@@ -25,7 +26,8 @@ from srd.files.released import in_ckpts
 from srd.files.weights import load_claimed, weights_in
 from srd.models import timm_models
 from srd.models.initial import Fit, head_names, load_fitting
-from srd.models.outputs import Output, Read
+from srd.models.outputs import Output, Read, Representation, width
+from srd.models.recorded import RecordedTeacher
 from srd.models.students import create_network, find
 from srd.models.timm_models import CannotRead
 
@@ -113,6 +115,10 @@ class LoadedTeacher:
         output: Output = self.model(images)
         return output
 
+    def width(self, reads: Representation, image_size: int) -> int:
+        """D of what it says; a UserError where it has none."""
+        return width(self.model, reads, image_size=image_size, role="teacher")
+
     def classify(self, images: Tensor) -> Tensor:
         """Logits (B, C), as an evaluation wants them."""
         return self(images).logits
@@ -185,6 +191,17 @@ def weights_of(teacher: Teacher) -> Path | None:
     return _weights_file(file) if file else None
 
 
+def known_sha256(teacher: Teacher) -> str | None:
+    """The SHA-256 of a teacher's file, without loading it; None where there is none on this machine."""
+    if str(teacher.checkpoint or "").startswith("hf-hub:"):
+        return None
+    try:
+        file = weights_of(teacher)
+        return sha256(file) if file is not None else None
+    except (UserError, OSError):  # told by who loads it
+        return None
+
+
 def _weights_file(where: str | Path) -> Path:
     """A file's place; of a run, the checkpoint that says what its images and classes were."""
     checkpoints = Path(os.path.expanduser(where)) / "checkpoints"
@@ -192,7 +209,9 @@ def _weights_file(where: str | Path) -> Path:
     return next((file for file in own if os.path.isfile(file)), None) or locate(where)
 
 
-def check_knows_classes(teacher: LoadedTeacher, num_classes: int, reader: str) -> None:
+def check_knows_classes(
+    teacher: LoadedTeacher | RecordedTeacher, num_classes: int, reader: str
+) -> None:
     """Raise a UserError where `reader` needs the logits of a teacher that has none for the data."""
     if not teacher.knows_classes:
         raise UserError(

@@ -30,7 +30,7 @@ class Claim:
         self.path = folder / ".lock"
         started, told = time.monotonic(), False
         while (file := self._open()) is not None:
-            if _lock(file) and self._is_mine(file):
+            if _lock(file) and _is_mine(file, self.path):
                 break
             holder = file.read().decode(errors="replace") or "another process"
             file.close()
@@ -63,12 +63,42 @@ class Claim:
         file.seek(0)
         return file
 
-    def _is_mine(self, file: BinaryIO) -> bool:
-        """Whether what is locked is the file that others would open."""
+
+class Turn:
+    """A piece of work that one process does, taken without waiting: `taken` says whether it is ours.
+
+    Where the folder cannot be written, or its file system knows no locks, everybody gets it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.taken = path, True
+        self._file: BinaryIO | None = None
         try:
-            return os.path.samestat(os.fstat(file.fileno()), self.path.stat())
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("ab", buffering=0)
         except OSError:
-            return False
+            return
+        self.taken = _lock(file) and _is_mine(file, path)
+        if self.taken:
+            self._file = file
+        else:
+            file.close()
+
+    def release(self) -> None:
+        """Leave it to others, without a trace."""
+        if self._file is not None:
+            with suppress(OSError):
+                self.path.unlink()
+            self._file.close()
+            self._file = None
+
+
+def _is_mine(file: BinaryIO, path: Path) -> bool:
+    """Whether what is locked is the file that others would open."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False
 
 
 def _lock(file: BinaryIO) -> bool:

@@ -13,6 +13,7 @@ from srd.config.presets import warmup
 from srd.data.inputs import Inputs
 from srd.device import Precision
 from srd.distributed import processes
+from srd.models.recorded import RecordedTeacher
 from srd.models.teacher import LoadedTeacher
 
 MB = 1_000_000
@@ -26,7 +27,7 @@ def preflight(
     inputs: Inputs,
     name: str,
     model: nn.Module,
-    teacher: LoadedTeacher | None,
+    teacher: LoadedTeacher | RecordedTeacher | None,
     precision: Precision,
     notes: Sequence[str] = (),
     memory: str | None = None,

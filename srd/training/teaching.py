@@ -2,24 +2,85 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import zip_longest
 
-from srd.config.fields import Distill, Teacher
+from srd.config.fields import Config, Distill, Teacher
+from srd.config.layers import Layer, read_yaml
 from srd.data.inputs import Inputs, sample
 from srd.device import Precision
 from srd.errors import UserError
 from srd.evaluation.accuracy import Accuracy, measure_on
 from srd.evaluation.predictions import Recorder
+from srd.files.locate import recipe_file
 from srd.method.losses import LOSSES
+from srd.models.outputs import width
+from srd.models.recorded import RecordedTeacher
+from srd.models.students import open_student
 from srd.models.teacher import LoadedTeacher, check_knows_classes
+from srd.run.folder import RunFolder
 from srd.training.comparison import Comparison
+from srd.training.presets import configure_training
 from srd.training.session import Session
 
 NEAR_CHANCE = 1.5  # times the accuracy of guessing
 SAMPLE = 2_000  # validation images that a teacher is measured on, unless all are asked for
 
 
-def check_teacher(teacher: LoadedTeacher, distill: Distill, class_names: list[str]) -> None:
+def check_student(config: Config, num_classes: int) -> None:
+    """Build the student once and drop it: mistakes in it are told before a teacher is trained."""
+    loss, size = LOSSES[config.distill.loss.name], config.model.image_size
+    reads = loss.reads not in (None, "logits")
+    student = open_student(
+        config.model.name, num_classes=num_classes, image_size=size, reads_features=reads
+    )
+    if loss.reads is not None:
+        width(student, loss.reads, image_size=size, role="student")
+
+
+def teacher_recipe(config: Config) -> tuple[Config, list[str]] | None:
+    """How `teacher.recipe` trains the teacher, and notes; None where there is none, or a checkpoint.
+
+    It is trained with the student's data, device and output folder.
+
+    Raises:
+        UserError: the recipe cannot be read, or has no name.
+    """
+    if config.teacher.checkpoint or not config.teacher.recipe:
+        return None
+    path = recipe_file(config.teacher.recipe)
+    here = {
+        "output": config.output,
+        "device": config.device,
+        "data": {
+            "path": config.data.path,
+            "workers": config.data.workers,
+            "val_fraction": config.data.val_fraction,  # it must not see the student's
+        },
+    }
+    settings = read_yaml(path)
+    layers = [Layer(str(path), settings), Layer("", here)]
+    recipe, notes = configure_training(layers, [], "teacher")
+    if settings.get("name") is None:
+        raise UserError(f"{path} trains a teacher for others: it needs a `name`")
+    return recipe, notes
+
+
+def with_known_teacher(config: Config) -> Config:
+    """`config` with its teacher filled in where `teacher.recipe` says how to train it."""
+    if (found := teacher_recipe(config)) is None:
+        return config
+    recipe, _ = found
+    folder = RunFolder(recipe.output, str(recipe.name))
+    file = folder.best if recipe.train.keep_best else folder.last
+    checkpoint = str(file if file.is_file() else folder.path)  # of a slim run
+    teacher = replace(config.teacher, name=recipe.teacher.name, checkpoint=checkpoint)
+    return replace(config, teacher=teacher)
+
+
+def check_teacher(
+    teacher: LoadedTeacher | RecordedTeacher, distill: Distill, class_names: list[str]
+) -> None:
     """Raise a UserError for a teacher of other classes than the data's that is read by its logits.
 
     Args:
@@ -38,7 +99,7 @@ def check_teacher(teacher: LoadedTeacher, distill: Distill, class_names: list[st
 
 
 def measure_teacher(
-    teacher: LoadedTeacher | None,
+    teacher: LoadedTeacher | RecordedTeacher | None,
     settings: Teacher,
     inputs: Inputs,
     session: Session,
@@ -50,8 +111,9 @@ def measure_teacher(
     Unless asked for, it is measured on a sample, for the log alone; a teacher of other classes is
     not measured.
     """
-    measurable = teacher is not None and teacher.knows_classes and inputs.num_classes
-    if teacher is None or not measurable or settings.evaluate is False:
+    if not isinstance(teacher, LoadedTeacher) or settings.evaluate is False:
+        return None
+    if not (teacher.knows_classes and inputs.num_classes):
         return None
     recorder = Recorder(inputs.val_images, precision.device)
     inputs = inputs if settings.evaluate else sample(inputs, SAMPLE)

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from srd.config.fields import (
@@ -21,7 +20,7 @@ from srd.config.fields import (
     full_name,
     read_config,
 )
-from srd.config.layers import Layer, read_yaml, to_mapping
+from srd.config.layers import Layer, to_mapping
 from srd.data.augment import Mix
 from srd.data.batches import check_shares
 from srd.data.inputs import Inputs, open_inputs
@@ -31,28 +30,36 @@ from srd.device import Precision, choose_device, set_determinism
 from srd.distributed import processes
 from srd.distributed.batch_norm import use_global_batch_norm
 from srd.errors import UserError
-from srd.files.locate import recipe_file
 from srd.method.losses import LOSSES, NoSettings, create_loss
 from srd.models.initial import freeze_backbone, place_of, start_from
 from srd.models.outputs import width
+from srd.models.recorded import RecordedTeacher
 from srd.models.students import open_student
-from srd.models.teacher import LoadedTeacher, Normalization, open_teacher
+from srd.models.teacher import LoadedTeacher
 from srd.run.extension import Pace
 from srd.run.folder import RunFolder
+from srd.training.cached_teacher import At, arrange, load_teacher, teaching
 from srd.training.comparison import Comparison, ValidationImages
 from srd.training.loop import Loop
 from srd.training.memory import fit_training
 from srd.training.optim import check_optimizer, create_optimizer, create_schedule
 from srd.training.parts import TrainData
 from srd.training.preflight import preflight
-from srd.training.presets import configure_training
 from srd.training.probe import ProjectorProbe
+from srd.training.run_cache import RunCache, lacking, open_cache
 from srd.training.session import Identity, Session, open_session
 from srd.training.task import DistillationTask
-from srd.training.teaching import check_teacher, measure_teacher
+from srd.training.teaching import (
+    check_student,
+    check_teacher,
+    measure_teacher,
+    teacher_recipe,
+    with_known_teacher,
+)
 from srd.training.without_labels import comparing, open_unlabelled_teacher
 
 Trained = Literal["student", "teacher"]
+AnyTeacher = LoadedTeacher | RecordedTeacher
 
 
 def train(config: Config, trained: Trained = "student", notes: Sequence[str] = ()) -> None:
@@ -74,12 +81,15 @@ def train(config: Config, trained: Trained = "student", notes: Sequence[str] = (
         set_determinism(config.deterministic)
         inputs = open_training(config, pin_memory=device.type == "cuda")
         distill = Distill(loss=NoSettings()) if trained == "teacher" else config.distill
-        teacher: LoadedTeacher | None
+        teacher: AnyTeacher | None
+        cache = None
         classes = inputs.num_classes
         if config.data.unlabelled:
             teacher, classes = open_unlabelled_teacher(config, distill, precision)
+            if config.cache.path:
+                cache = open_cache(config, inputs, precision).with_teacher(teacher, precision)
         else:
-            config, teacher = with_teacher(config, distill, inputs, precision)
+            config, teacher, cache = with_teacher(config, distill, inputs, precision)
         task = make_task(
             config, trained, distill, classes, teacher, precision, train_images=inputs.train_images
         )
@@ -88,7 +98,7 @@ def train(config: Config, trained: Trained = "student", notes: Sequence[str] = (
         started = None if goes_on else start(config, trained, task, classes)
         memory = fit_training(
             task,
-            teacher.model if teacher else None,
+            teacher.model if isinstance(teacher, LoadedTeacher) else None,
             train=config.train,
             data=config.data,
             image_size=config.model.image_size,
@@ -126,14 +136,15 @@ def train(config: Config, trained: Trained = "student", notes: Sequence[str] = (
                 session.log.info(started)
             prepare(task, teacher, config, precision)
             comparison = Comparison(folder, ValidationImages.of(inputs), anew=session.state is None)
-            loop = make_loop(session, config, task, inputs, precision, comparison)
-            session.start(
-                loop,
-                measure_teacher=lambda: measure_teacher(
-                    teacher, config.teacher, inputs, session, precision, comparison
-                ),
-            )
-            accuracy = loop.fit()
+            with teaching(task, cache, config, inputs, precision, session.log.info) as at:
+                loop = make_loop(session, config, task, inputs, precision, comparison, at)
+                session.start(
+                    loop,
+                    measure_teacher=lambda: measure_teacher(
+                        teacher, config.teacher, inputs, session, precision, comparison
+                    ),
+                )
+                accuracy = loop.fit()
             comparison.add_examples()
             session.finish(
                 loop,
@@ -171,26 +182,35 @@ def open_training(config: Config, *, pin_memory: bool) -> Inputs:
         seed=config.seed,
         training=True,
         pin_memory=pin_memory,
+        repeat=config.cache.epochs,
     )
 
 
 def with_teacher(
     config: Config, distill: Distill, inputs: Inputs, precision: Precision
-) -> tuple[Config, LoadedTeacher | None]:
-    """The teacher, if the loss reads one; trained first where `teacher.recipe` says how."""
+) -> tuple[Config, AnyTeacher | None, RunCache | None]:
+    """The teacher, if the loss reads one, and the cache of what it says.
+
+    It is trained first where `teacher.recipe` says how, and not loaded where the cache has all.
+    """
     loss = LOSSES[distill.loss.name]
     if not (loss.logits or loss.reads):
-        return config, None
+        return config, None, None
+    cache = None
+    if config.cache.path:
+        known = with_known_teacher(config)
+        cache = open_cache(known, inputs, precision)
+        if cache.is_whole and not config.teacher.evaluate:
+            recorded = cache.recorded()
+            check_teacher(recorded, distill, inputs.class_names)
+            return known, recorded, cache
     config = with_trained_teacher(config, inputs.num_classes)
-    teacher = open_teacher(
-        config.teacher,
-        num_classes=inputs.num_classes,
-        image_size=config.model.image_size,
-        given=Normalization(config.data.mean, config.data.std),
-        precision=precision,
-    )
+    try:
+        teacher = load_teacher(config, inputs.num_classes, precision)
+    except UserError as error:
+        raise lacking(cache, error) if cache and cache.there else error from None
     check_teacher(teacher, distill, inputs.class_names)
-    return config, teacher
+    return config, teacher, cache.with_teacher(teacher, precision) if cache else None
 
 
 def with_trained_teacher(config: Config, num_classes: int) -> Config:
@@ -198,44 +218,16 @@ def with_trained_teacher(config: Config, num_classes: int) -> Config:
 
     The teacher is trained once, with the student's data, device and output folder.
     """
-    if config.teacher.checkpoint or not config.teacher.recipe:
+    if (found := teacher_recipe(config)) is None:
         return config
-    path = recipe_file(config.teacher.recipe)
-    here = {
-        "output": config.output,
-        "device": config.device,
-        "data": {
-            "path": config.data.path,
-            "workers": config.data.workers,
-            "val_fraction": config.data.val_fraction,  # it must not see the student's
-        },
-    }
-    settings = read_yaml(path)
-    layers = [Layer(str(path), settings), Layer("", here)]
-    recipe, notes = configure_training(layers, [], "teacher")
-    if settings.get("name") is None:
-        raise UserError(f"{path} trains a teacher for others: it needs a `name`")
+    recipe, notes = found
     folder = RunFolder(recipe.output, str(recipe.name))
     if folder.finished() is None:
         check_student(config, num_classes)
         if processes.is_main():
-            print(f"first the teacher, once: {path} into {folder.path}")
+            print(f"first the teacher, once: {config.teacher.recipe} into {folder.path}")
         train(recipe, "teacher", notes)
-    file = folder.best if recipe.train.keep_best else folder.last
-    checkpoint = str(file if file.is_file() else folder.path)  # of a slim run
-    teacher = replace(config.teacher, name=recipe.teacher.name, checkpoint=checkpoint)
-    return replace(config, teacher=teacher)
-
-
-def check_student(config: Config, num_classes: int) -> None:
-    """Build the student once and drop it: mistakes in it are told before a teacher is trained."""
-    loss, size = LOSSES[config.distill.loss.name], config.model.image_size
-    reads = loss.reads not in (None, "logits")
-    student = open_student(
-        config.model.name, num_classes=num_classes, image_size=size, reads_features=reads
-    )
-    if loss.reads is not None:
-        width(student, loss.reads, image_size=size, role="student")
+    return with_known_teacher(config)
 
 
 def make_task(
@@ -243,7 +235,7 @@ def make_task(
     trained: Trained,
     distill: Distill,
     num_classes: int,
-    teacher: LoadedTeacher | None,
+    teacher: AnyTeacher | None,
     precision: Precision,
     *,
     train_images: int = 0,
@@ -264,7 +256,7 @@ def make_task(
             representation = create_loss(
                 distill.loss,
                 student_dim=width(student, loss.reads, image_size=size, role="student"),
-                teacher_dim=width(teacher.model, loss.reads, image_size=size, role="teacher"),
+                teacher_dim=teacher.width(loss.reads, size),
                 across_ranks=config.train.global_statistics,
                 train_images=train_images,
             )
@@ -274,7 +266,7 @@ def make_task(
         student,
         representation,
         distill=distill,
-        teach=teacher,
+        teach=teacher if isinstance(teacher, LoadedTeacher) else None,
         smoothing=config.augment.label_smoothing,
         precision=precision,
         knows_classes=teacher is None or teacher.knows_classes,
@@ -292,18 +284,15 @@ def start(config: Config, trained: Trained, task: DistillationTask, num_classes:
 
 
 def prepare(
-    task: DistillationTask, teacher: LoadedTeacher | None, config: Config, precision: Precision
+    task: DistillationTask, teacher: AnyTeacher | None, config: Config, precision: Precision
 ) -> None:
     """Global batch norms, types, memory layout, compilation; and the task shared out."""
     if config.train.global_statistics:
         use_global_batch_norm(task.model)
     task.to(precision.dtype)
-    networks = [task.student, *([teacher.model] if teacher else [])]
-    for network in networks:
-        if precision.device.type == "cuda":
-            network.to(memory_format=torch.channels_last)
-        if config.compile:
-            network.compile()
+    arrange(task.student, config, precision)
+    if isinstance(teacher, LoadedTeacher):
+        arrange(teacher.model, config, precision)
     task.share_out(config.train.micro_batch)
 
 
@@ -314,13 +303,24 @@ def make_loop(
     inputs: Inputs,
     precision: Precision,
     comparison: Comparison,
+    at: At,
 ) -> Loop:
-    """The loop with everything that it needs."""
+    """The loop with everything that it needs.
+
+    Args:
+        at: is told the number of every update, and which images it has.
+    """
     assert inputs.train is not None and inputs.train_batches is not None
     plan, optim = config.train, config.optim
-    mix = Mix(config.augment, num_classes=max(1, inputs.num_classes), seed=config.seed)
+    mix = Mix(
+        config.augment,
+        num_classes=max(1, inputs.num_classes),
+        seed=config.seed,
+        repeat=len(inputs.train_batches) * (config.cache.epochs or 0),
+    )
 
     def ready(batch: Batch, step: int) -> tuple[Tensor, ...]:
+        at(step, batch.keys)
         for name in inputs.broken.check(batch):
             session.log.info(f"skipped {name}")
         mixed = mix(*to_device(batch, precision.device, precision.dtype), step)
@@ -372,7 +372,7 @@ def identify(
     config: Config,
     trained: Trained,
     inputs: Inputs,
-    teacher: LoadedTeacher | None,
+    teacher: AnyTeacher | None,
     classes: int,
 ) -> Identity:
     """What the run's checkpoints must agree on; without labels, the classes are the teacher's."""

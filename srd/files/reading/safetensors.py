@@ -50,8 +50,16 @@ def looks_like_safetensors(head: bytes) -> bool:
     return len(head) > SIZE.size and head[8:9] == b"{" and SIZE.unpack_from(head)[0] < 2**40
 
 
-def read_safetensors(file: OpenedFile) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors by name, in the order in which they lie in the file, and the metadata.
+class Header(NamedTuple):
+    """Where the tensors are, in the order in which they lie, from byte `first` of the file on."""
+
+    places: dict[str, Place]
+    metadata: dict[str, str]
+    first: int
+
+
+def read_header(file: OpenedFile) -> Header:
+    """What a file says that it holds, checked to be all that it holds.
 
     Raises:
         Refused: it is damaged, or holds more than files of weights do. ValueError, RecursionError:
@@ -68,9 +76,9 @@ def read_safetensors(file: OpenedFile) -> tuple[dict[str, Tensor], dict[str, str
     if not all(isinstance(text, str) for text in texts):
         raise Refused("has metadata that is no list of texts: refused")
     places = {name: _place(name, entry) for name, entry in header.items()}
+    places = dict(sorted(places.items(), key=lambda item: item[1][2:]))
     at, first = 0, SIZE.size + length
-    tensors: dict[str, Tensor] = {}
-    for name, place in sorted(places.items(), key=lambda item: item[1][2:]):
+    for name, place in places.items():
         if place.start != at:
             raise Refused(
                 f"is damaged: {printable(name[:60])} does not follow the tensor before it"
@@ -78,11 +86,23 @@ def read_safetensors(file: OpenedFile) -> tuple[dict[str, Tensor], dict[str, str
         at = place.end
         if first + at > file.size:
             raise Refused("is damaged: cut short, it claims more data than it has; fetch it again")
+    if first + at != file.size:
+        raise Refused("is damaged: it is longer than its tensors; fetch it again")
+    return Header(places, metadata, first)
+
+
+def read_safetensors(file: OpenedFile) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors by name, in the order in which they lie in the file, and the metadata.
+
+    Raises:
+        As `read_header`.
+    """
+    places, metadata, first = read_header(file)
+    tensors: dict[str, Tensor] = {}
+    for name, place in places.items():
         data = allocate(place.end - place.start)
         file.fill(data, first + place.start)
         tensors[name] = data.view(place.dtype).view(place.shape)
-    if first + at != file.size:
-        raise Refused("is damaged: it is longer than its tensors; fetch it again")
     return tensors, metadata
 
 

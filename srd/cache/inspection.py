@@ -1,0 +1,113 @@
+"""What people ask of a cache: what it holds, whether it is whole, what it takes, and what may go."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from srd.cache.manifest import NAME, read_manifest
+from srd.cache.reader import row_damage
+from srd.cache.replay import OpenCache, in_units
+from srd.cache.shards import EPOCH
+from srd.errors import RunFailed, UserError
+from srd.run.lock import Turn
+
+
+def open_there(folder: Path) -> OpenCache:
+    """The cache in a folder; a UserError where there is none."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise UserError(f"there is no teacher cache in {folder}")
+    return OpenCache.at(folder, manifest)
+
+
+def epochs_in(cache: OpenCache) -> list[int]:
+    """The epochs of which there is something."""
+    names = (EPOCH.fullmatch(path.name) for path in cache.folder.iterdir())
+    return sorted(int(match[1]) for match in names if match)
+
+
+def listing(folder: Path) -> Iterator[str]:
+    """Lines about the cache in a folder, or about every cache in it."""
+    caches = [folder] if (folder / NAME).exists() else []
+    with suppress(OSError):
+        caches = caches or sorted(path.parent for path in folder.glob(f"*/{NAME}"))
+    if not caches:
+        raise UserError(f"there is no teacher cache in {folder}")
+    for path in caches:
+        cache = open_there(path)
+        manifest, shapes = cache.manifest, cache.manifest.shapes
+        yield (
+            f"{path}: {manifest.teacher.name}, {manifest.recipe.get('dataset')}, "
+            f"{manifest.recipe.get('images')} images, seed {manifest.recipe.get('seed')}, batch "
+            f"{shapes.batch_size}, {shapes.dtype}, {', '.join(shapes.fields)}"
+            + (f", {shapes.top_logits} logits" if shapes.top_logits else "")
+        )
+        for epoch in epochs_in(cache):
+            lacking = len(cache.shelf.missing(epoch))
+            there = f"{shapes.steps - lacking} of {shapes.steps} steps"
+            yield f"  epoch {epoch}: {'whole' if not lacking else there}"
+
+
+def size(folder: Path) -> str:
+    """What a cache takes, and could take."""
+    cache = open_there(folder)
+    epochs = epochs_in(cache)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    taken = sum(path.stat().st_size for path in files)
+    return f"{folder}: {in_units(taken)} in {len(files)} files; {cache.size(len(epochs))}"
+
+
+def verify(folder: Path) -> str:
+    """Read every row of every shard, and compare it with its checksum.
+
+    Raises:
+        UserError: some are damaged, by name.
+    """
+    cache, damaged, count = open_there(folder), [], 0
+    for epoch in epochs_in(cache):
+        for shard in cache.shelf.shards(epoch):
+            count += 1
+            if (damage := row_damage(cache.shelf, shard)) is not None:
+                damaged.append(str(damage))
+    damaged += [f"{path} is cut short" for path in sorted(cache.shelf.cut)]
+    if damaged:
+        more = f"; and {len(damaged) - 5} more" if len(damaged) > 5 else ""
+        raise UserError(
+            f"{'; '.join(damaged[:5])}{more}: a run or srd cache fill with the teacher records them "
+            "again"
+        )
+    return f"{folder}: {count} shards, every row as it was written"
+
+
+def prune(folder: Path, epochs: int | None) -> Iterator[str]:
+    """Remove what nothing reads; with `epochs`, also every epoch from there on.
+
+    What another process is recording stays.
+    """
+    cache = open_there(folder)
+    freed = count = 0
+    for epoch in epochs_in(cache):
+        place = cache.shelf.epoch_folder(epoch)
+        turns = [Turn(path) for path in place.glob(".turn_*")]
+        try:
+            if not all(turn.taken for turn in turns):
+                yield f"{place} is being recorded: left as it is"
+                continue
+            whole = epochs is not None and epoch >= epochs
+            useless = [*place.glob("*.damaged"), *place.glob(".*.part")]
+            files = list(place.iterdir()) if whole else useless
+            files += [path for path in cache.shelf.cut if path.parent == place and not whole]
+            for path in files:
+                freed, count = freed + path.stat().st_size, count + 1
+                path.unlink(missing_ok=True)
+            if whole:
+                shutil.rmtree(place, ignore_errors=True)
+        except OSError as error:
+            raise RunFailed(f"cannot prune {place} ({error.strerror or error})") from None
+        finally:
+            for turn in turns:
+                turn.release()
+    yield f"{folder}: {count} files removed, {in_units(freed)}"

@@ -1,0 +1,166 @@
+"""A teacher behind its cache: loaded, called and recorded only where there is no record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from srd.cache.replay import OpenCache, Replay
+from srd.cache.shards import positions
+from srd.config.fields import Config
+from srd.data.batches import TrainBatches
+from srd.data.inputs import Inputs
+from srd.device import Precision
+from srd.models.outputs import Output, Representation
+from srd.models.teacher import LoadedTeacher, Normalization, open_teacher
+from srd.training.micro_batches import in_parts
+from srd.training.run_cache import RunCache
+from srd.training.task import DistillationTask, Teach
+
+At = Callable[[int, Tensor | None], object]  # the number of an update, and the keys of its images
+
+
+def load_teacher(config: Config, num_classes: int, precision: Precision) -> LoadedTeacher:
+    """The configured teacher, on its device."""
+    return open_teacher(
+        config.teacher,
+        num_classes=num_classes,
+        image_size=config.model.image_size,
+        given=Normalization(config.data.mean, config.data.std),
+        precision=precision,
+    )
+
+
+def arrange(network: nn.Module, config: Config, precision: Precision) -> None:
+    """Memory layout and compilation."""
+    if precision.device.type == "cuda":
+        network.to(memory_format=torch.channels_last)
+    if config.compile:
+        network.compile()
+
+
+def as_output(values: dict[str, Tensor], images: Tensor) -> Output:
+    """What was kept, as a teacher says it; without logits where it knows other classes."""
+    logits = values.get("logits", images.new_empty(len(images), 0))
+    kept = {name: values.get(name) for name in ("features", "tokens", "maps")}
+    return Output(logits=logits, **kept)
+
+
+def as_values(output: Output, fields: Iterable[str]) -> dict[str, Tensor]:
+    """The fields that are kept of what a teacher says."""
+    values = {name: output.read(cast(Representation, name)) for name in fields}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+class CachedTeacher:
+    """Teaches out of a replay, and where that has nothing, by a teacher that is loaded when needed.
+
+    Images that belong to no update, such as those of an evaluation, are the teacher's.
+
+    Args:
+        teach: the loaded teacher; None: `load` makes one where it is needed after all.
+    """
+
+    def __init__(
+        self, cache: OpenCache, teach: Teach | None, load: Callable[[], Teach], replay: Replay
+    ) -> None:
+        self.fields, self.teach, self.load = list(cache.codec.fields), teach, load
+        self.replay, self.expected = replay, False
+
+    def at(self, update: int) -> None:
+        """The images that come next are those of this update."""
+        self.replay.at(update)
+        self.expected = True
+
+    def ready(self) -> Teach:
+        """The teacher, loaded."""
+        if self.teach is None:
+            self.teach = self.load()
+        return self.teach
+
+    def __call__(self, images: Tensor) -> Output:
+        if not self.expected:
+            return self.ready()(images)
+        self.expected = False
+
+        def compute() -> dict[str, Tensor]:
+            return as_values(self.ready()(images), self.fields)
+
+        return as_output(self.replay.values(images, compute), images)
+
+
+@contextmanager
+def teaching(
+    task: DistillationTask,
+    run: RunCache | None,
+    config: Config,
+    inputs: Inputs,
+    precision: Precision,
+    tell: Callable[[str], object],
+) -> Iterator[At]:
+    """The task's teacher behind the run's cache, where there is one.
+
+    Args:
+        tell: a line for people.
+
+    Yields:
+        What is to be called with the number of every update, and the keys of its images, before.
+    """
+    if run is None:
+        yield lambda update, keys: None
+        return
+
+    def load() -> Teach:
+        teacher = load_teacher(config, inputs.num_classes, precision)
+        arrange(teacher.model, config, precision)
+        micro_batch = config.train.micro_batch
+        return teacher if micro_batch is None else in_parts(teacher, micro_batch)
+
+    for line in run.lines():
+        tell(line)
+    assert run.there is not None and inputs.train_batches is not None
+    cache = OpenCache.at(run.folder, run.there)
+    replay = Replay(
+        cache,
+        repeat=config.cache.epochs,
+        device=precision.device,
+        load=lambda: teacher.ready(),
+        tell=tell,
+    )
+    teacher = CachedTeacher(cache, task.teach, load, replay)
+    expected = Expected(inputs.train_batches)
+
+    def at(update: int, keys: Tensor | None) -> None:
+        if expected(update, keys):
+            teacher.at(update)
+        elif not expected.told:
+            expected.told = True
+            tell("warning: this run's updates are counted otherwise: its teacher cache is not used")
+
+    task.hold(teacher)
+    try:
+        yield at
+    finally:
+        replay.close()
+
+
+class Expected:
+    """Whether a batch is the one of its update's number; in an extended run it may be another."""
+
+    def __init__(self, batches: TrainBatches) -> None:
+        self.batches, self.told = batches, False
+        self._epoch, self._order = -1, batches.order(0)
+
+    def __call__(self, update: int, keys: Tensor | None) -> bool:
+        batches = self.batches
+        epoch, step = divmod(update, len(batches))
+        epoch = epoch % batches.repeat if batches.repeat else epoch
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, batches.order(epoch)
+        first = positions(batches.batch_size, batches.rank, batches.world_size)[0]
+        index = int(self._order[step * batches.batch_size + first])
+        return keys is None or keys[0].tolist() == [epoch, index]
