@@ -24,7 +24,7 @@ ROOMS = {
     "method": {"strict", "errors", "distributed"},
     "config": {"strict", "errors", "method"},
     "files": {"errors", "printable"},
-    "data": {"config", "device", "distributed", "errors", "files", "installed", "strict"},
+    "data": {"config", "device", "distributed", "errors", "files", "printable", "installed", "strict"},
     "models": {"config", "device", "distributed", "errors", "files", "installed"},
     "run": {"config", "distributed", "errors", "files", "printable", "strict"},
     "evaluation": {"config", "data", "device", "distributed", "errors", "files", "models", "run"},
