@@ -133,6 +133,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise ValueError(
             "pixels are 32-bit numbers without a known range: save it with 8 or 16 bits"
         )
+    if type(image) is Image.Image and image.mode == "RGB":  # turned: no need for a third one
+        return image
     return image.convert("RGB")
 
 
