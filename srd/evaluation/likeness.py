@@ -126,9 +126,10 @@ def measure_likeness(
             with precision.autocast():
                 z_t, z_s = teach(images), student(images)
                 if here is not None:
-                    own, other = (getattr(z, here.reads or "features") for z in (z_s, z_t))
+                    own, other = (z.read(here.reads or "features") for z in (z_s, z_t))
+                    assert own is not None and other is not None  # tried on a black image before
                     sums[1] += count * here(own, other).double()
-                    if (pair := here.compared(own, other)) is not None:
+                    if (pair := here.aligned(own, other)) is not None:
                         comparable = True
                         cosine = F.cosine_similarity(pair[0].double(), pair[1].double(), dim=-1)
                         sums[0] += (
