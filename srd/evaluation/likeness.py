@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from srd.data.inputs import Inputs
+from srd.data.loader import to_device
 from srd.device import Precision
 from srd.distributed import processes, reduce
 from srd.errors import UserError
@@ -122,7 +123,7 @@ def measure_likeness(
             inputs.broken.check(batch)
             if (count := len(batch.targets)) == 0:
                 continue
-            images = batch.images.to(precision.device, precision.dtype, non_blocking=True)
+            images, _ = to_device(batch, precision.device, precision.dtype)
             with precision.autocast():
                 z_t, z_s = teach(images), student(images)
                 if here is not None:
