@@ -45,6 +45,12 @@ def check_batch_size(name: str, size: int) -> None:
 def check_unlabelled(config: Config) -> None:
     """Raise a UserError where pictures have no labels, and nothing else teaches."""
     loss = LOSSES[config.distill.loss.name]
+    if config.data.unlabelled and loss.needs:
+        needs = " and ".join(sorted(loss.needs))
+        raise UserError(
+            f"--unlabelled: the loss {config.distill.loss.name!r} needs {needs} besides what student and "
+            "teacher say; take one that compares these alone, such as srd"
+        )
     if config.data.unlabelled and not (loss.logits or loss.reads):
         raise UserError(
             f"--unlabelled: the loss {config.distill.loss.name!r} learns from labels alone; take one that "

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from srd.data.inputs import Inputs
+from srd.data.loader import to_device
 from srd.device import Precision
 from srd.distributed import processes, reduce
 from srd.errors import UserError
@@ -122,13 +123,14 @@ def measure_likeness(
             inputs.broken.check(batch)
             if (count := len(batch.targets)) == 0:
                 continue
-            images = batch.images.to(precision.device, precision.dtype, non_blocking=True)
+            images, _ = to_device(batch, precision.device, precision.dtype)
             with precision.autocast():
                 z_t, z_s = teach(images), student(images)
                 if here is not None:
-                    own, other = (getattr(z, here.reads or "features") for z in (z_s, z_t))
+                    own, other = (z.read(here.reads or "features") for z in (z_s, z_t))
+                    assert own is not None and other is not None  # tried on a black image before
                     sums[1] += count * here(own, other).double()
-                    if (pair := here.compared(own, other)) is not None:
+                    if (pair := here.aligned(own, other)) is not None:
                         comparable = True
                         cosine = F.cosine_similarity(pair[0].double(), pair[1].double(), dim=-1)
                         sums[0] += (

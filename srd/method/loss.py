@@ -34,7 +34,7 @@ class Loss(nn.Module):
     logits: ClassVar[bool] = True
     settings: ClassVar[type[Any]]
 
-    def compared(self, z_s: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor] | None:
+    def aligned(self, z_s: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor] | None:
         """The two representations as the loss compares them, projected and normalised, of the same
         shape (B, ..., D_t); None for a loss that does not say."""
         return None

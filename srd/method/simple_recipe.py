@@ -184,7 +184,7 @@ class SimpleRecipeLoss(Loss):
     def extra_repr(self) -> str:
         return f"match={self.match!r}, alpha={self.alpha}, log_eps={self.log_eps}"
 
-    def compared(self, z_s: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor]:
+    def aligned(self, z_s: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor]:
         """BN(P z_s) and BN(z_t), (B, D_t) both, in float32 or better."""
         with torch.autocast(z_s.device.type, enabled=False):
             z_s, z_t = at_least_float32(z_s, z_t.detach())
@@ -196,7 +196,7 @@ class SimpleRecipeLoss(Loss):
         check_features(z_s, z_t, student_dim=dims[0], teacher_dim=dims[1])
         total = reduce.global_sum if self.across_ranks else _local
         with torch.autocast(z_s.device.type, enabled=False):
-            s, t = self.compared(z_s, z_t)
+            s, t = self.aligned(z_s, z_t)
             if self.match == "correlation":
                 count = s.shape[0] * (processes.world_size() if self.across_ranks else 1)
                 correlation = total((s * t).sum(dim=0)) / count

@@ -72,7 +72,7 @@ class VkDLoss(Loss):
     def extra_repr(self) -> str:
         return f"beta={self.beta}, norm_eps={self.norm_eps}"
 
-    def compared(self, z_s: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor]:
+    def aligned(self, z_s: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor]:
         """P z_s and the normalised z_t, (B, D_t) both, in float32 or better."""
         with torch.autocast(z_s.device.type, enabled=False):
             z_s, z_t = at_least_float32(z_s, z_t.detach())
@@ -83,5 +83,5 @@ class VkDLoss(Loss):
         dims = (self.projector.in_features, self.projector.out_features)
         check_features(z_s, z_t, student_dim=dims[0], teacher_dim=dims[1])
         with torch.autocast(z_s.device.type, enabled=False):
-            s, t = self.compared(z_s, z_t)
+            s, t = self.aligned(z_s, z_t)
             return F.smooth_l1_loss(s, t, beta=self.beta)

@@ -129,6 +129,7 @@ class Session:
         if processes.is_main():
             self.folder.result.unlink(missing_ok=True)  # it is no finished run any more
         loop.save_last()
+        loop.saver.wait()
         if processes.is_main():
             write_text(self.folder.config, self.config_text + as_comments(state["extended"]))
 

@@ -113,7 +113,9 @@ class DistillationTask(nn.Module):
                 loss = loss + distill.kl_weight * terms["kl"]
             if z_t is not None and self.call_loss is not None:
                 reads = self.loss.reads or "features"
-                own = soft if reads == "logits" else z_s.read(reads)
+                # without labels, nothing else teaches the first head
+                heads = soft if self.labelled else (soft + z_s.logits) / 2
+                own = heads if reads == "logits" else z_s.read(reads)
                 given = {"targets": targets, "keys": keys[0] if keys else None}
                 needed = {name: given[name] for name in self.loss.needs}
                 terms["repr"] = self.call_loss(own, z_t.read(reads), **needed)

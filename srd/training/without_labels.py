@@ -42,8 +42,11 @@ def open_unlabelled_teacher(
         given=Normalization(config.data.mean, config.data.std),
         precision=precision,
     )
-    if classes and teacher.knows_classes and loss.logits and distill.kl_weight > 0:
-        return replace(teacher, notes=(*teacher.notes, _by("features and logits", loss))), classes
+    by_logits = loss.reads == "logits" or (loss.logits and distill.kl_weight > 0)
+    if classes and teacher.knows_classes and by_logits:
+        what = "logits" if loss.reads in (None, "logits") else "features and logits"
+        note = f"without labels, the teacher's {what} are all that teaches"
+        return replace(teacher, notes=(*teacher.notes, note)), classes
     if loss.reads in (None, "logits"):
         raise UserError(
             f"--unlabelled: the teacher {teacher.name} has no logits, and the loss {distill.loss.name} "
@@ -51,11 +54,6 @@ def open_unlabelled_teacher(
         )
     note = f"the teacher {teacher.name} teaches by its features alone: the student gets no head"
     return replace(teacher, knows_classes=False, notes=(note,)), 0
-
-
-def _by(what: str, loss: type) -> str:
-    what = what if getattr(loss, "reads", None) else "logits"
-    return f"without labels, the teacher's {what} are all that teaches"
 
 
 def comparing(
@@ -72,7 +70,7 @@ def comparing(
                 task.teach,
                 inputs,
                 loss=loss,
-                logits=task.soft,
+                logits=task.soft or task.loss.reads == "logits",
                 temperature=task.distill.temperature,
                 precision=precision,
                 log=log,

@@ -100,16 +100,20 @@ def test_a_run_that_stops_goes_on_to_the_same_bits(
     open_run(tmp_path / "run").assert_same(backbone)
 
 
-@pytest.mark.parametrize("loss", ["srd", "vkd", "kd"])
+@pytest.mark.parametrize("loss", ["srd", "vkd", "kd", "dist", "fitnet"])
 def test_logits_teach_where_the_teacher_has_them(
     pictures: Path, random_teacher: Path, tmp_path: Path, deit: Any, open_run: Any, loss: str
 ) -> None:
     told = deit(*command(pictures, tmp_path, random_teacher, f"--distillation={loss}"))
     assert told.code == 0, told.err
     run = open_run(tmp_path / "run")
-    assert "kl" in run.rows("step")[0] and ("repr" in run.rows("step")[0]) == (loss != "kd")
-    row = run.rows("eval")[-1]
-    assert 0 <= row["agreement"] <= 100 and row["kl"] >= 0 and ("cosine" in row) == (loss != "kd")
+    step, row = run.rows("step")[0], run.rows("eval")[-1]
+    assert ("kl" in step) == (loss != "dist") and ("repr" in step) == (loss != "kd")
+    assert 0 <= row["agreement"] <= 100 and row["kl"] >= 0
+    assert ("cosine" in row) == (loss in ("srd", "vkd")) and ("repr" in row) == (loss != "kd")
+    assert run.result()["best_distance"] == pytest.approx(
+        min(row["distance"] for row in run.rows("eval")), abs=1e-6
+    )
     assert run.result()["num_classes"] == 10
     assert load_weights(run.path / "student.safetensors")["head_conv.weight"].shape[0] == 10
 
@@ -168,6 +172,8 @@ def test_the_backbone_is_exported_and_predicts_nothing(
     [
         (["--distillation=none"], "labels alone"),
         (["--distillation=kd"], "no logits"),
+        (["--distillation=dkd"], "needs targets"),
+        (["--distillation=crd"], "needs keys"),
         (["--set=augment.label_smoothing=0.2"], "augment.label_smoothing has no effect"),
         (["--set=distill.ce_weight=0"], "distill.ce_weight has no effect"),
         (["--set=data.images_per_class=2"], "data.images_per_class has no effect"),
