@@ -33,9 +33,10 @@ ROOMS = {
         "config", "data", "device", "distributed", "errors", "evaluation", "files", "method",
         "models", "run", "streams",
     },
+    "study": {"config", "errors", "evaluation", "files", "method", "printable", "run", "training"},
     "commands": {
         "cli", "config", "data", "device", "errors", "export", "files", "installed", "printable",
-        "run",
+        "run", "study",
     },
     "__init__": {"errors", "files", "installed", "method", "models", "training"},
     "__main__": {"commands"},
