@@ -43,9 +43,10 @@ ROOMS = {
         "config", "data", "device", "distributed", "evaluation", "files", "method", "models", "run",
         "training",
     },
+    "study": {"config", "errors", "evaluation", "files", "method", "printable", "run", "training"},
     "commands": {
         "bench", "cache", "cli", "config", "data", "device", "errors", "export", "files",
-        "installed", "printable", "report", "run", "training",
+        "installed", "printable", "report", "run", "study", "training",
     },
     "__init__": {"errors", "files", "installed", "method", "models", "training"},
     "__main__": {"commands"},

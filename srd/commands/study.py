@@ -1,0 +1,149 @@
+"""The paper's questions, answered on your data: `srd study normalisation --quick`.
+
+Trains every variant of a study with every seed, chooses epochs and searched settings on images held
+out of the training split, tests each run once on the others, and leaves a page, a plot and all
+numbers in <output>/<study>/. Runs that are there are taken up; a stopped study goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from srd.cli import Parser, parse_strictly
+from srd.config.flags import FLAGS
+from srd.config.layers import Layer, nested, read_yaml, setting
+from srd.errors import RunFailed, UserError, nearest
+from srd.files.locate import recipe_file
+from srd.installed import need_extra
+
+RECIPE = "configs/digits/study.yaml"
+SEEDS, QUICK_SEEDS = (0, 1, 2, 3, 4), (0, 1)
+QUICKER = 4  # a quick study has so many times fewer epochs
+TAKEN = ("seed", "name", "resume")  # flags that the study sets
+
+
+def make_parser() -> Parser:
+    """All flags."""
+    parser = Parser(prog="srd study", description=__doc__, allow_abbrev=False)
+    parser.add_argument("study", metavar="NAME", help="of a study; `list` shows all")
+    parser.add_argument("--config", metavar="FILE", default=RECIPE, help=f"default {RECIPE}")
+    parser.add_argument(
+        "--quick", action="store_true", help="two seeds, a quarter of the epochs, no search"
+    )
+    parser.add_argument("--seeds", metavar="N,N,...", help="default 0,1,2,3,4")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any field")
+    for name, (field, text) in FLAGS.items():
+        if name not in TAKEN and not field.startswith("distill."):
+            parser.add_argument(f"--{name}", dest=field, metavar=name.upper(), help=text)
+    return parser
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Answer one of the paper's questions on your data.
+
+    Raises:
+        UserError: no such study, or a configuration that a run could not have.
+        Stopped, RunFailed: as `srd train`.
+    """
+    flags = parse_strictly(make_parser(), arguments)
+    from srd.study.studies import STUDIES
+
+    if flags.study == "list":
+        for name, study in STUDIES.items():
+            print(f"{name:15} {study.question}")
+        return
+    if flags.study not in STUDIES:
+        raise UserError(
+            f"unknown study {flags.study!r}{nearest(flags.study, STUDIES)}: one of "
+            f"{', '.join(STUDIES)}"
+        )
+    need_extra("report", "matplotlib", what="pictures of studies")
+    shared = [Layer(flags.config, read_yaml(recipe_file(flags.config)))]
+    layers = given(flags)
+    if flags.quick and flags.__dict__["train.epochs"] is None:
+        layers += quick(shared, layers)
+    seeds = read_seeds(flags.seeds) if flags.seeds else QUICK_SEEDS if flags.quick else SEEDS
+    answer(flags.study, shared, layers, seeds, search=not flags.quick, arguments=arguments)
+
+
+def given(flags: Any) -> list[Layer]:
+    """A layer for every flag that was given."""
+    layers = [
+        Layer(f"--{name}", nested(field, value))
+        for name, (field, _) in FLAGS.items()
+        if (value := getattr(flags, field, None)) is not None
+    ]
+    return layers + [Layer(f"--set {text}", setting(text)) for text in flags.set]
+
+
+def quick(shared: Sequence[Layer], layers: Sequence[Layer]) -> list[Layer]:
+    """A quarter of the configuration's epochs, and of its warm-up."""
+    from srd.config.fields import read_config
+
+    config = read_config([*shared, *layers])
+    epochs = max(1, config.train.epochs // QUICKER)
+    warmup = config.optim.warmup_epochs / QUICKER
+    return [
+        Layer("--quick", nested("train.epochs", epochs)),
+        Layer("--quick", nested("optim.warmup_epochs", warmup)),
+    ]
+
+
+def read_seeds(text: str) -> tuple[int, ...]:
+    """`0,1,2` as numbers."""
+    try:
+        seeds = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"--seeds {text}: expected whole numbers with commas between") from None
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise UserError(f"--seeds {text}: expected different numbers, none below 0")
+    return seeds
+
+
+def answer(
+    name: str,
+    shared: Sequence[Layer],
+    layers: Sequence[Layer],
+    seeds: Sequence[int],
+    *,
+    search: bool,
+    arguments: Sequence[str],
+) -> None:
+    """Train, select, test; write the page, the plot and the numbers."""
+    from srd.run.provenance import provenance
+    from srd.study.results import page, picture, shown, table
+    from srd.study.runs import Budget, Runs
+    from srd.study.studies import STUDIES
+
+    runs = Runs(name, STUDIES[name], shared, Budget(seeds=seeds, search=search, layers=layers))
+    runs.check()
+    results = list(runs.all())
+    data = runs.base.data
+    images = results[0][1][0].images
+    where = f"{data.dataset}" + (f" in {Path(data.path).name}" if data.path else "")
+    few = (
+        f", {data.images_per_class} training images of each class" if data.images_per_class else ""
+    )
+    text = page(
+        name,
+        STUDIES[name],
+        results,
+        command=shlex.join(["srd", "study", *arguments]),
+        data=f"Data: {where}{few}; tested on {images} images. Student "
+        f"{runs.base.model.name}, teacher {runs.base.teacher.name}.",
+        made_with=provenance(),
+        picture=f"{name}.png",
+    )
+    numbers = {variant.label: [asdict(run) for run in tested] for variant, tested in results}
+    try:
+        (runs.output / f"{name}.md").write_text(text, encoding="utf-8")
+        (runs.output / f"{name}.json").write_text(json.dumps(numbers, indent=2), encoding="utf-8")
+        picture(name, results, runs.output / f"{name}.png")
+    except OSError as error:
+        raise RunFailed(f"cannot write {runs.output}/{name}.* ({error.strerror})") from None
+    print(shown(f"\n{table(results)}\n\n{runs.output / name}.md"))

@@ -1,0 +1,1 @@
+"""The paper's questions as commands: variants of one recipe, trained, selected, tested, shown."""

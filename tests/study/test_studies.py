@@ -1,0 +1,113 @@
+"""Studies: what is exchanged, what is selected by what, and what a page says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from srd.commands import study as command
+from srd.config.layers import Layer, read_yaml
+from srd.errors import UserError
+from srd.run.folder import RunFolder
+from srd.study.results import half_interval, spread, table
+from srd.study.runs import Budget, Runs, Tested
+from srd.study.studies import STUDIES, Study, exchanged, student_alone
+
+SMALL = Study(
+    question="Does it run?",
+    source="no table",
+    variants=(student_alone(), exchanged("linear (the paper)", projector="linear")),
+)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, narrow: None) -> None:
+    monkeypatch.setitem(STUDIES, "small", SMALL)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_variant_is_a_configuration(name: str, recipe: Path, tmp_path: Path) -> None:
+    shared = [Layer(str(recipe), read_yaml(recipe))]
+    budget = Budget(seeds=(0,), search=True, layers=[Layer("", {"output": str(tmp_path)})])
+    runs = Runs(name, STUDIES[name], shared, budget)
+    runs.check()
+    labels = [variant.label for variant in STUDIES[name].variants]
+    assert len(set(labels)) == len(labels) and "alone" in labels
+    assert {len(variant.search.factors) for variant in STUDIES[name].variants} == {3}
+
+
+def test_a_study_from_the_command_to_its_page(
+    small: None, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["small", f"--config={recipe}", f"--output={tmp_path}", "--seeds=0", "--quick",
+                 "--epochs=1", "--warmup-epochs=0"]  # fmt: skip
+    command.run(arguments)
+    numbers = json.loads((tmp_path / "small/small.json").read_text())
+    assert list(numbers) == ["alone", "linear (the paper)"]
+    alone, linear = (numbers[label][0] for label in numbers)
+    assert alone["images"] == 500 and alone["effective_rank"] is None
+    assert 1 < linear["effective_rank"] <= 24  # of a student 24 wide
+    page = (tmp_path / "small/small.md").read_text()
+    assert SMALL.question in page and "srd study small" in page and "| alone |" in page
+    assert (tmp_path / "small/small.png").stat().st_size > 5000
+    run = RunFolder(tmp_path, "small/linear_seed0")
+    held_out = run.read_result()
+    assert held_out is not None and held_out["images"] != 500
+    before = run.last.stat().st_mtime_ns
+    command.run(arguments)
+    assert run.last.stat().st_mtime_ns == before, "what is there is taken up"
+    assert "small.md" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_setting_is_searched_on_what_is_held_out(
+    small: None, recipe: Path, tmp_path: Path
+) -> None:
+    layers = [
+        Layer("", {"output": str(tmp_path), "train": {"epochs": 1}, "optim": {"warmup_epochs": 0}})
+    ]
+    shared = [Layer(str(recipe), read_yaml(recipe))]
+    runs = Runs("small", SMALL, shared, Budget(seeds=(0,), search=True, layers=layers))
+    variant = SMALL.variants[1]
+    best = runs.searched(variant)
+    scores = {
+        factor: runs.held_out(runs.trained(variant, factor, 1000)[1])
+        for factor in variant.search.factors
+    }
+    assert scores[best] == max(scores.values())
+    (tested,) = [runs.test(variant, best, 0)]
+    assert tested.chosen == best * 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["normalization"], "unknown study 'normalization' (did you mean 'normalisation'?)"),
+        (["alpha", "--seeds=1,x"], "expected whole numbers"),
+        (["alpha", "--seeds=1,1"], "expected different numbers"),
+        (["alpha", "--seed=1"], "unknown argument --seed (did you mean '--seeds'?)"),
+        (["alpha", "--epochs=0"], "train.epochs"),
+        (["alpha", "--set=optim.lr=-1"], "optim.lr"),
+    ],
+)
+def test_wrong_input(arguments: list[str], told: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        command.run([*arguments, f"--output={tmp_path}"])
+    assert told in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_the_interval_is_students() -> None:
+    assert half_interval([1.0, 2.0, 3.0]) == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
+    assert half_interval([1.0]) is None
+    assert spread([1.0, 2.0, 3.0]) == "2.0 ± 1.0 (-0.5 to 4.5)"
+
+
+def test_a_table_shows_what_was_chosen() -> None:
+    run = Tested(seed=0, selected=50, last=40, held_out=60, best_epoch=3, effective_rank=None,
+                 chosen=0.25, seconds=1, images=10)  # fmt: skip
+    row = table([(SMALL.variants[1], [run, replace(run, seed=1, selected=52)])]).splitlines()[-1]
+    assert row.startswith("| linear (the paper) | 51.0 ± 1.4 (")
+    assert row.endswith("| 40.0 ± 0.0 (40.0 to 40.0) |  | distill.repr_weight 0.25 | 2 |")
