@@ -135,11 +135,9 @@ def stages(train: Any) -> list[Any]:
     """
     if not isinstance(train, Mapping) or "stage1" not in train:
         return [train]
-    merged, several, rest = (
-        {},
-        [],
-        {key: value for key, value in train.items() if key != "log_freq"},
-    )
+    merged: Any = {}
+    several: list[Any] = []
+    rest = {key: value for key, value in train.items() if key != "log_freq"}
     while (stage := rest.pop(f"stage{len(several) + 1}", None)) is not None:
         merged = {**merged, **stage} if isinstance(stage, Mapping) else stage
         several.append(merged)

@@ -22,8 +22,8 @@ from srd.method.losses import NoSettings
 from srd.models import timm_models
 from srd.models.students import open_student
 from srd.models.teacher import FrozenTeacher, LoadedTeacher, Normalization
+from srd.training.build import make_task, prepare
 from srd.training.optim import create_optimizer
-from srd.training.train import make_task, prepare
 from srd.training.update import update
 
 CLASSES = 1000

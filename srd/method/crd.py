@@ -107,7 +107,7 @@ class CRD(Loss):
                 self._scores(t, self.bank_s, compared),
             )
             constants = self._normalising(h_s, h_t)
-            loss = sum(self._loss(h / z) for h, z in zip((h_s, h_t), constants, strict=True))
+            loss = self._loss(h_s / constants[0]) + self._loss(h_t / constants[1])
             if self.training:
                 self._remember(keys[:, 1].to(z_s.device), s.detach(), t.detach())
             return self.weight * loss

@@ -145,8 +145,8 @@ def channel_correlation(maps: Tensor) -> Tensor:
 
 def same_size(z_s: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor]:
     """Both maps (B, D, H, W) averaged down to the smaller height and width."""
-    size = [min(s, t) for s, t in zip(z_s.shape[2:], z_t.shape[2:], strict=True)]
+    size = (min(z_s.shape[2], z_t.shape[2]), min(z_s.shape[3], z_t.shape[3]))
     of_size = [
-        z if list(z.shape[2:]) == size else F.adaptive_avg_pool2d(z, size) for z in (z_s, z_t)
+        z if tuple(z.shape[2:]) == size else F.adaptive_avg_pool2d(z, size) for z in (z_s, z_t)
     ]
     return of_size[0], of_size[1]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from srd.errors import UserError
 from srd.installed import not_installed
-from srd.models import cifar, timm_models
+from srd.models import cifar, cifar_parts, timm_models
 from srd.models.outputs import Output, Read
 
 GROUP = "srd.students"
@@ -46,7 +46,7 @@ def _of_cifar(network: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
 
 
 STUDENTS: dict[str, Builder] = {
-    name: Builder(_of_cifar(network), cifar.read) for name, network in cifar.NETWORKS.items()
+    name: Builder(_of_cifar(network), cifar_parts.read) for name, network in cifar.NETWORKS.items()
 }
 
 

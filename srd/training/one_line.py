@@ -12,8 +12,8 @@ from srd.errors import UserError, nearest
 from srd.files.locate import recipe_file
 from srd.run.folder import RunFolder
 from srd.streams import lasting
+from srd.training.build import Trained
 from srd.training.presets import configure_training
-from srd.training.train import Trained
 from srd.training.train import train as train_configured
 
 SHORT = {"student": "model.name", "data": "data.path"} | {

@@ -18,8 +18,9 @@ from srd.files.checkpoint import write_text
 from srd.run.extension import Pace, as_comments, extend, images_trained, lines
 from srd.run.folder import SCORES, RunFolder
 from srd.run.log import RunLog, clock
+from srd.run.opening import instead, open_run
 from srd.run.provenance import provenance
-from srd.run.resume import SLIM, Opened, instead, open_run
+from srd.run.resume import SLIM, Opened
 from srd.run.state import MOST, Misfit
 from srd.training.fit import check_fits
 from srd.training.loop import Loop

@@ -236,7 +236,7 @@ def test_a_rehearsal_moves_nothing(
     """The same bits with and without it."""
     assert command(ALONE, "--name=with") == 0
     for name in ("rehearse", "rehearse_schedule"):
-        monkeypatch.setattr(f"resnet.train.{name}", lambda *_, **__: None)
+        monkeypatch.setattr(f"resnet.stages.{name}", lambda *_, **__: None)
     assert command(ALONE, "--name=without") == 0
     own, other = (
         load_file(tmp_path / f"runs/{name}/checkpoints/last.pth") for name in ("with", "without")

@@ -20,8 +20,9 @@ from srd.distributed.signals import StopSignals
 from srd.errors import RunFailed, UserError
 from srd.files.checkpoint import load_file, save_state
 from srd.run.folder import RunFolder
+from srd.run.opening import open_run
 from srd.run.provenance import provenance
-from srd.run.resume import Opened, load_resume, open_run
+from srd.run.resume import Opened, load_resume
 from srd.run.state import Misfit
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -215,7 +215,7 @@ def test_a_crash_between_training_and_evaluation_leaves_no_trace(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     with monkeypatch.context() as patch:
-        patch.setattr("srd.training.train.measure_on", lambda *_, **__: 1 / 0)
+        patch.setattr("srd.training.comparison.measure_on", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             deit(*arguments(recipe, tmp_path))
     assert open_run(tmp_path / "run").state()["position"]["step"] == 6
