@@ -183,7 +183,9 @@ def manifest_of(config: Config, inputs: Inputs, precision: Precision) -> Manifes
     }
     exact = "float64" if precision.dtype == torch.float64 else "float32"
     reads = LOSSES[config.distill.loss.name].reads
-    large: dict[str, tuple[int, ...]] = {reads: ()} if reads in ("tokens", "maps") else {}
+    large: dict[str, tuple[int, ...]] = {}
+    if reads in ("tokens", "maps"):
+        large[reads] = ()
     return Manifest(
         format=FORMAT,
         teacher=Recorded(
