@@ -22,7 +22,7 @@ from srd.errors import UserError
 from srd.models.outputs import black_images, unchanged
 from srd.training.task import DistillationTask
 
-GB = 1e9
+MB = 1e6
 SPARE = 0.1  # of what is free: others need some too
 TRANSIENT = 3  # times a layer's output: what it reads, what it makes, and work space
 MOMENTS = 3  # a gradient and two moments of an optimizer for each weight
@@ -191,7 +191,7 @@ def fit(
     if free is None:
         return Fit()
     needed, usable = needs.of(batch, micro_batch or batch, evaluated), (1 - SPARE) * free
-    line = f"memory: about {needed / GB:.1f} GB needed, {free / GB:.1f} GB are free"
+    line = f"memory: about {needed / MB:,.0f} MB needed, {free / MB:,.0f} MB are free"
     if needed <= usable:
         return Fit(line)
     if device.type != "cpu":

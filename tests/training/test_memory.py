@@ -57,7 +57,7 @@ def fitted(free: float, **changes: Any) -> memory.Fit:
 def test_a_batch_that_fits_is_taken_whole() -> None:
     whole = 100e6 + 64 * 11e6  # 804 MB, and a tenth is left to others
     told = fitted(whole / 0.9 + 1)
-    assert told.micro_batch is None and told.line == "memory: about 0.8 GB needed, 0.9 GB are free"
+    assert told.micro_batch is None and told.line == "memory: about 804 MB needed, 893 MB are free"
     assert fitted(whole / 0.9 - 1e3).micro_batch == 32
     assert memory.fit(NEEDS, None, batch=64, evaluated=1, micro_batch=None, batch_norms=True,
                       device=CPU) == memory.Fit()  # fmt: skip
@@ -65,7 +65,7 @@ def test_a_batch_that_fits_is_taken_whole() -> None:
 
 def test_else_micro_batches_or_the_batch_size_that_fits() -> None:
     assert fitted(400e6).micro_batch == 16  # 100 + 64 images + 16 graphs of 10: 324 of 360
-    with pytest.raises(UserError, match=r"0\.4 GB are free: --batch-size 16 fits"):
+    with pytest.raises(UserError, match=r"400 MB are free: --batch-size 16 fits"):
         fitted(400e6, batch_norms=True)
     with pytest.raises(UserError, match="--batch-size 32 fits"):
         fitted(400e6, batch_norms=True, processes=2)
