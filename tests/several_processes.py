@@ -38,10 +38,13 @@ def train(folder: Path, name: str, *more: str) -> None:
 
 
 def parts(folder: Path, loss: str) -> None:
-    """Five steps of a student without batch norms: alone of whole batches, else in micro-batches."""
+    """Five steps of a student without batch norms: alone of whole batches, else in micro-batches.
+
+    With a moving average of it.
+    """
     micro = ["--set=train.micro_batch=3"] if PROCESSES > 1 else []
     train(folder, f"parts-{loss}_{PROCESSES}", "--model=test_vit", f"--distillation={loss}",
-          "--amp=fp64", "--epochs=1", *micro)  # fmt: skip
+          "--amp=fp64", "--epochs=1", "--set=train.ema_decay=0.5", *micro)  # fmt: skip
 
 
 def train_resnet(folder: Path, name: str, *more: str) -> None:

@@ -19,6 +19,7 @@ from deit.student import SIZES as STUDENT_SIZES
 from deit.student import create_student
 from srd.files.checkpoint import load_file, load_weights
 from srd.run.log import read_metrics
+from srd.training.averaging import RAW
 from tests.resnet.recipes import CE, CRITERION, DATA, OURS_LOSS, TEST
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -232,8 +233,9 @@ def test_micro_batches_on_two_processes_train_as_whole_batches_on_one(
     for ours, theirs in zip(together, alone, strict=True):
         for term in (*TERMS, "grad_norm"):
             assert ours[term] == pytest.approx(theirs[term], rel=1e-12), term
-    states = [load_file(folder / f"parts-{loss}_{n}/checkpoints/last.pth")["model"] for n in (2, 1)]
-    assert relative(*states) < 1e-12
+    two, one = (load_file(folder / f"parts-{loss}_{n}/checkpoints/last.pth") for n in (2, 1))
+    for weights in ("model", RAW):  # the moving average, and what is trained
+        assert relative(two[weights], one[weights]) < 1e-12
 
 
 def test_statistics_of_each_process_are_another_run(folder: Path) -> None:

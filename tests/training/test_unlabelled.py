@@ -76,7 +76,7 @@ def test_features_alone_teach_a_student_without_a_head(backbone: Any) -> None:
     log = (backbone.path / "log.txt").read_text()
     assert "no labels" in log and "features alone" in log and "done in" in log
     assert f"feature distance {result['distance']:.4f}" in log.splitlines()[-1]
-    assert "2 of 24 images are held out, 10% (data.val_fraction)" in log
+    assert "2 of 24 training images are held out, 10% (data.val_fraction)" in log
     assert not any("head" in name for name in load_weights(backbone.path / "student.safetensors"))
 
 
