@@ -111,4 +111,18 @@ STUDIES: dict[str, Study] = {
             *(exchanged(f"mlp, {n} hidden", projector="mlp", hidden_layers=n) for n in (1, 2, 3)),
         ),
     ),
+    "rivals": Study(
+        question="How does the paper's loss stand beside others, with equal budgets and searches?",
+        source="tables 4 to 6 of the paper compare what others report",
+        variants=(
+            student_alone(),
+            Variant(
+                label="kd",
+                settings={"distill.loss": {"name": "kd"}},
+                search=Search(key="distill.kl_weight", factors=WEIGHTS),
+            ),
+            with_loss("srd (the paper)", "srd"),
+            *(with_loss(name, name) for name in ("vkd", "fitnet", "crd", "dkd", "dist", "kd_ls")),
+        ),
+    ),
 }
