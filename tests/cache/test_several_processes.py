@@ -19,7 +19,7 @@ from srd.run.log import read_metrics
 ROOT = Path(__file__).resolve().parents[2]
 BOUND = 1e-9  # in double precision
 TERMS = ("loss", "ce", "kl", "repr")
-EXACT = ["--amp=fp64", "--set=cache.dtype=float32"]
+EXACT = "--set=cache.dtype=float32"
 RECIPE: dict[str, Any] = {
     "model": {"name": "tiny", "image_size": 16},
     "data": {"dataset": "digits", "images_per_class": 8, "workers": 0},
@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def torchrun(folder: Path, processes: int, *asked: tuple[str, list[str]]) -> str:
-    words = [word for name, flags in asked for word in (name, json.dumps([*EXACT, *flags]))]
+    words = [word for name, flags in asked for word in (name, json.dumps(["--amp=fp64", *flags]))]
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone",
          f"--nproc-per-node={processes}", ROOT / "tests" / "cache" / "several.py", folder, *words],
@@ -69,10 +69,10 @@ def assert_same(folder: Path, name: str, other: str) -> None:
 
 
 def test_recorded_by_one_process_and_replayed_by_two(folder: Path) -> None:
-    cache = f"--teacher-cache={folder / 'cache'}"
-    torchrun(folder, 1, ("online", []), ("recorded", [cache]))
+    cache = [f"--teacher-cache={folder / 'cache'}", EXACT]
+    torchrun(folder, 1, ("online", []), ("recorded", cache))
     (folder / "teacher.pth").unlink()
-    told = torchrun(folder, 2, ("replayed", [cache]))
+    told = torchrun(folder, 2, ("replayed", cache))
     assert "10 of 10 steps are there" in told
     assert_same(folder, "recorded", "online")
     assert_same(folder, "replayed", "online")
@@ -81,13 +81,13 @@ def test_recorded_by_one_process_and_replayed_by_two(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("recording", "replaying"), [(2, 1), (2, 4), (4, 1), (4, 2), (1, 4)])
 def test_any_count_replays_any_other(folder: Path, recording: int, replaying: int) -> None:
-    cache = f"--teacher-cache={folder / 'cache'}"
+    cache = [f"--teacher-cache={folder / 'cache'}", EXACT]
     torchrun(folder, 1, ("online", []))
-    torchrun(folder, recording, ("recorded", [cache]))
+    torchrun(folder, recording, ("recorded", cache))
     names = {path.stem.rpartition("_")[2] for path in (folder / "cache").rglob("*.safetensors")}
     assert names == {f"{rank}of{recording}" for rank in range(recording)}
     (folder / "teacher.pth").unlink()
-    torchrun(folder, replaying, ("replayed", [cache]))
+    torchrun(folder, replaying, ("replayed", cache))
     assert_same(folder, "recorded", "online")
     assert_same(folder, "replayed", "online")
 
@@ -95,17 +95,17 @@ def test_any_count_replays_any_other(folder: Path, recording: int, replaying: in
 @pytest.mark.slow
 def test_processes_share_out_the_filling_and_one_lacks_a_share(folder: Path) -> None:
     """And a cache of which one process's shard is damaged: all go on, that one computes."""
-    cache = f"--teacher-cache={folder / 'cache'}"
+    cache = [f"--teacher-cache={folder / 'cache'}", EXACT]
     torchrun(folder, 1, ("online", []))
-    assert "all there" in torchrun(folder, 2, ("fill", [cache]))
+    assert "all there" in torchrun(folder, 2, ("fill", cache))
     (folder / "cache" / "epoch_0001").rename(folder / "gone")
-    torchrun(folder, 2, ("first", [cache]))
+    torchrun(folder, 2, ("first", cache))
     assert_same(folder, "first", "online")
     damaged = next((folder / "cache" / "epoch_0001").glob("*_rows_1of2.safetensors"))
     data = bytearray(damaged.read_bytes())
     data[len(data) // 2] ^= 1
     damaged.write_bytes(data)
-    torchrun(folder, 2, ("second", [cache]))
+    torchrun(folder, 2, ("second", cache))
     assert_same(folder, "second", "online")
-    assert "10 of 10 steps are there" in torchrun(folder, 4, ("third", [cache]))
+    assert "10 of 10 steps are there" in torchrun(folder, 4, ("third", cache))
     assert_same(folder, "third", "online")

@@ -33,10 +33,10 @@ def test_recorded_replayed_and_online_are_the_same_run(
     cache = f"--teacher-cache={tmp_path / 'cache'}"
     assert command(text, name="online") == 0
     assert command(exact, cache, name="recorded") == 0
-    assert "0 of 4 steps are there" in capsys.readouterr().err
+    assert "0 of 6 steps are there" in capsys.readouterr().err
     file.unlink()
     assert command(exact, cache, name="replayed") == 0
-    assert "4 of 4 steps are there, the teacher is not needed" in capsys.readouterr().err
+    assert "6 of 6 steps are there, the teacher is not needed" in capsys.readouterr().err
     online, recorded, replayed = (
         open_run(tmp_path / "runs" / name) for name in ("online", "recorded", "replayed")
     )
@@ -49,7 +49,7 @@ def test_recorded_replayed_and_online_are_the_same_run(
     for shard in (tmp_path / "cache" / "epoch_0001").iterdir():
         shard.unlink()
     assert command(exact, cache, name="other") == 2
-    assert "lacks 2 steps (from epoch 1, step 0 on)" in capsys.readouterr().err
+    assert "lacks 3 steps (from epoch 1, step 0 on)" in capsys.readouterr().err
     torch.manual_seed(8)
     torch.save({"model": resnet34(num_classes=10).state_dict()}, file)
     assert command(exact, cache, name="other") == 2
