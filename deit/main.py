@@ -40,6 +40,12 @@ def make_parser(prog: str = "deit/main.py") -> Parser:
     for name, (_, text) in SWITCHES.items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any field")
+    parser.add_argument(
+        "--sweep", nargs="+", metavar="KEY=VALUE,VALUE", help="a run for each combination of values"
+    )
+    parser.add_argument(
+        "--sweep-print", action="store_true", help="print the sweep as a SLURM array job instead"
+    )
     return parser
 
 
@@ -83,6 +89,8 @@ def run(arguments: Sequence[str], prog: str = "deit/main.py") -> None:
     model = trained(flags)
     if flags.checkpoint and model:
         raise UserError("--checkpoint is for evaluation; to go on from a file use --resume FILE")
+    if flags.sweep or flags.sweep_print:
+        return run_sweep(flags, arguments)
     config = configure(flags)
     # torch and timm take seconds to import: mistakes in the command are told before
     if model:
@@ -95,6 +103,30 @@ def run(arguments: Sequence[str], prog: str = "deit/main.py") -> None:
         from srd.evaluation.of_checkpoint import evaluate_checkpoint
 
         evaluate_checkpoint(config, flags.checkpoint)
+
+
+def run_sweep(flags: argparse.Namespace, arguments: Sequence[str]) -> None:
+    """Train all combinations of a sweep, or print their job; all are checked before."""
+    from deit import sweep
+    from srd.config.effects import configure
+
+    doing = trained(flags)
+    if doing is None or not flags.sweep:
+        raise UserError("--sweep is for a training: --train_student --sweep seed=0,1,2")
+    shared, given = layers_of(flags)
+    planned = sweep.plan(
+        flags.sweep, shared, given, lambda shared, given: configure(shared, given, doing)
+    )
+    if flags.sweep_print:
+        return sweep.print_script(planned, arguments)
+    from srd.training.presets import configure_training
+    from srd.training.train import train
+
+    def train_one(layers: list[Any]) -> None:
+        config, notes = configure_training(shared, layers, doing)
+        train(config, doing, notes)
+
+    sweep.run_all(planned, train_one)
 
 
 def train(arguments: Sequence[str]) -> None:
