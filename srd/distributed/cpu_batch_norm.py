@@ -7,6 +7,7 @@ costs twenty sums in float32. Here a few samples at a time stay in the processor
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from srd.distributed.reduce import reduce_sum
 
-CHUNK = 1 << 18  # values at a time: about a megabyte
+CHUNK = 1 << 17  # values at a time: half a megabyte
 
 
 class CpuBatchNorm(torch.autograd.Function):
@@ -32,28 +33,30 @@ class CpuBatchNorm(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         x = x.detach()
         wide = torch.promote_types(x.dtype, torch.float64)
-        channels = (-1, *[1] * (x.ndim - 2))
+        shape = (-1, *[1] * (x.ndim - 2))
         parts = _parts(x)
-        room, wide_room = torch.empty_like(x[parts[0]]), torch.empty_like(x[parts[0]], dtype=wide)
+        room = _room(x, parts)
+        wide_room = torch.empty_like(room, dtype=wide)
         total = torch.zeros(x.shape[1], dtype=wide)
         for part in parts:
             values = x[part]
-            total += _sum(wide_room[: len(values)].copy_(values))
+            total[part[1]] += _sum(_like(wide_room, values).copy_(values))
         mean = (reduce_sum(total) / count).to(x.dtype)
-        across = mean.view(channels)
+        across = mean.view(shape)
         total = torch.zeros(x.shape[1], dtype=wide)
         for part in parts:
             values = x[part]
-            centred = torch.sub(values, across, out=room[: len(values)])
-            total += _sum(wide_room[: len(values)].copy_(centred.mul_(centred)))
+            centred = torch.sub(values, across[part[1]], out=_like(room, values))
+            total[part[1]] += _sum(_like(wide_room, values).copy_(centred.mul_(centred)))
         variance = (reduce_sum(total) / count).to(x.dtype)
         inverse = torch.rsqrt(variance + eps)
         scale = inverse if weight is None else inverse * weight
+        scales, shifts = scale.view(shape), None if bias is None else bias.view(shape)
         out = torch.empty_like(x)
         for part in parts:
-            here = torch.sub(x[part], across, out=out[part]).mul_(scale.view(channels))
-            if bias is not None:
-                here.add_(bias.view(channels))
+            here = torch.sub(x[part], across[part[1]], out=out[part]).mul_(scales[part[1]])
+            if shifts is not None:
+                here.add_(shifts[part[1]])
         ctx.save_for_backward(x, weight, mean, inverse, scale)
         ctx.count, ctx.has_bias = count, bias is not None
         ctx.mark_non_differentiable(mean, variance)
@@ -64,66 +67,84 @@ class CpuBatchNorm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad = grads[0]
         x, weight, mean, inverse, scale = ctx.saved_tensors
-        channels = (-1, *[1] * (x.ndim - 2))
+        shape = (-1, *[1] * (x.ndim - 2))
         wide = torch.promote_types(x.dtype, torch.float64)
         parts = _parts(x, grad)
         # Where their memory layouts differ, torch sums in the order of the gradient's.
         alike = x.stride() == grad.stride()
-        room = torch.empty_like(x[parts[0]])
-        of_bias, of_scale = _Sum(parts), _Sum(parts)
+        room, across, scales = _room(x, parts), mean.view(shape), scale.view(shape)
+        of_bias, of_scale, of_centred = (_Sum(x, parts) for _ in range(3))
         for part in parts:
             values = x[part]
-            centred = torch.sub(values, mean.view(channels), out=room[: len(values)])
-            of_bias.add(grad[part])
-            of_scale.add(centred.mul_(grad[part]) if alike else grad[part] * centred)
+            centred = torch.sub(values, across[part[1]], out=_like(room, values))
+            of_bias.add(part, grad[part])
+            of_scale.add(part, centred.mul_(grad[part]) if alike else grad[part] * centred)
         grad_bias, grad_scale = of_bias.total(), of_scale.total()
         grad_inverse = grad_scale if weight is None else grad_scale * weight
         grad_weight = None if weight is None else grad_scale * inverse
         grad_variance = -0.5 * grad_inverse * inverse.pow(3)
-        of_squares = 2 * (reduce_sum(grad_variance.to(wide) / ctx.count)).to(x.dtype)
+        of_squares = 2 * (reduce_sum(grad_variance.to(wide) / ctx.count)).to(x.dtype).view(shape)
         if not ctx.needs_input_grad[0]:
             return None, grad_weight, grad_bias if ctx.has_bias else None, None, None
-        grad_x = torch.empty_like(x) if alike else grad * scale.view(channels)
-        of_centred = _Sum(parts)
+        grad_x = torch.empty_like(x) if alike else grad * scales
         for part in parts:
             values = x[part]
-            centred = torch.sub(values, mean.view(channels), out=room[: len(values)])
-            here = torch.mul(grad[part], scale.view(channels), out=grad_x[part])
-            of_centred.add(here.add_(centred.mul_(of_squares.view(channels))))
-        of_sum = reduce_sum(-of_centred.total().to(wide) / ctx.count).to(x.dtype)
-        for part in parts:
-            grad_x[part].add_(of_sum.view(channels))
-        return grad_x, grad_weight, grad_bias if ctx.has_bias else None, None, None
+            centred = torch.sub(values, across[part[1]], out=_like(room, values))
+            here = torch.mul(grad[part], scales[part[1]], out=grad_x[part])
+            of_centred.add(part, here.add_(centred.mul_(of_squares[part[1]])))
+        of_sum = reduce_sum(-of_centred.total().to(wide) / ctx.count).to(x.dtype).view(shape)
+        return grad_x.add_(of_sum), grad_weight, grad_bias if ctx.has_bias else None, None, None
 
 
-def _parts(*tensors: Tensor) -> list[slice]:
-    """Samples to take at a time; all at once where a sum of sums would round in another way."""
+Part = tuple[slice, slice]  # of the samples, and of the channels
+
+
+def _parts(*tensors: Tensor) -> list[Part]:
+    """What to take at a time; all at once where a sum of sums would round in another way."""
     x = tensors[0]
-    size = len(x)
-    if x.ndim > 2 and x[0, 0].numel() > 1 and all(tensor.is_contiguous() for tensor in tensors):
-        size = max(1, CHUNK // x[0].numel())
-    return [slice(first, first + size) for first in range(0, len(x), size)]
+    single = x.ndim == 2 or x.shape[1] == 1 or x[0, 0].numel() == 1
+    if single or not all(tensor.is_contiguous() for tensor in tensors):
+        return [(slice(0, len(x)), slice(0, x.shape[1]))]
+    step = max(1, CHUNK // x[0].numel())
+    samples = [slice(first, min(first + step, len(x))) for first in range(0, len(x), step)]
+    return [(s, c) for s in samples for c in _slices(x.shape[1], CHUNK // x[0, 0].numel())]
+
+
+def _slices(size: int, step: int) -> list[slice]:
+    """Never of one alone, but where there is only one: several threads would share its sum."""
+    firsts = [*range(0, max(1, size - 1), max(2, step)), size]
+    return [slice(first, end) for first, end in pairwise(firsts)]
+
+
+def _room(x: Tensor, parts: list[Part]) -> Tensor:
+    """An empty tensor as large as the largest part."""
+    return torch.empty_like(max((x[part] for part in parts), key=Tensor.numel))
+
+
+def _like(room: Tensor, values: Tensor) -> Tensor:
+    """As much of `room` as `values` take."""
+    return room[: values.shape[0], : values.shape[1]]
 
 
 class _Sum:
     """A sum over samples and positions, rounded as torch's sum of the whole tensor is."""
 
-    def __init__(self, parts: list[slice]) -> None:
+    def __init__(self, x: Tensor, parts: list[Part]) -> None:
         self._whole = len(parts) == 1
-        self._terms: list[Tensor] = []
+        self._rows = x.new_empty((1 if self._whole else len(x), x.shape[1]))
 
-    def add(self, values: Tensor) -> None:
-        """Sum `values`, (b, C, ...), too."""
+    def add(self, part: Part, values: Tensor) -> None:
+        """Sum the `values` of `part` too."""
         if self._whole:
-            self._terms.append(_sum(values))
+            self._rows[0] = _sum(values)
         else:
-            self._terms.extend(values.flatten(2).sum(2))
+            self._rows[part] = values.flatten(2).sum(2)
 
     def total(self) -> Tensor:
         """(C,)"""
-        total = self._terms[0]
-        for term in self._terms[1:]:  # one after the other, as torch does
-            total = total + term
+        total = self._rows[0]
+        for row in self._rows[1:]:  # one after the other, as torch does
+            total = total + row
         return total
 
 

@@ -72,7 +72,17 @@ def spread(shape: tuple[int, ...], memory: str) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if memory == "channels last" else x
 
 
-@pytest.mark.parametrize("shape", [(4, 3, 300, 310), (9, 5, 130, 131), (6, 7, 2, 2), (8, 5, 1, 1)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (3, 3, 300, 310),
+        (2, 5, 250, 250),
+        (9, 5, 130, 131),
+        (30, 5, 60, 60),
+        (6, 7, 2, 2),
+        (8, 5, 1, 1),
+    ],
+)
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("memory", ["contiguous", "channels last"])
 @pytest.mark.parametrize("of_gradient", ["contiguous", "channels last", "one value"])
