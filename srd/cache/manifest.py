@@ -114,9 +114,12 @@ def read_manifest(folder: Path) -> Manifest | None:
         values = json.loads(text)
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise UserError(f"{folder / NAME} is of another version: record a new cache")
-        return build(Manifest, [Layer(str(folder / NAME), values)])
     except (ValueError, RecursionError):
         raise UserError(f"{folder / NAME} is damaged: it is no JSON; record a new cache") from None
+    try:
+        return build(Manifest, [Layer("", values)])
+    except UserError as error:
+        raise UserError(f"{folder / NAME} is damaged ({error}): record a new cache") from None
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
