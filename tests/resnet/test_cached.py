@@ -41,7 +41,10 @@ def test_recorded_replayed_and_online_are_the_same_run(
         open_run(tmp_path / "runs" / name) for name in ("online", "recorded", "replayed")
     )
     recorded.assert_same(online)
-    replayed.assert_same(online)
+    # without the teacher, nothing says how far the student agrees with it
+    assert replayed.rows("step") == online.rows("step")
+    students = [run.path / "student.safetensors" for run in (replayed, online)]
+    assert students[0].read_bytes() == students[1].read_bytes()
     assert command(exact, cache, "--seed=1", name="other") == 2
     assert "seed: 0 -> 1" in capsys.readouterr().err
     assert command(exact.replace("size: 32", "size: 24"), cache, name="other") == 2
