@@ -22,6 +22,7 @@ from torch import nn
 from deit.main import run
 from srd.errors import Stopped
 from srd.run.log import read_metrics
+from srd.training import build
 from srd.training import train as training
 from srd.training.loop import Loop
 
@@ -73,7 +74,7 @@ def curve(case: str, folder: Path) -> list[dict[str, float]]:
         "--set=augment.crop_ratio=[1, 1]",
         "--set=augment.interpolation=nearest",
     ]
-    task, make_loop = training.DistillationTask, training.make_loop
+    task, make_loop = build.DistillationTask, training.make_loop
 
     def make(*arguments: Any, **named: Any) -> Any:
         return refilled(task(*arguments, **named))
@@ -89,7 +90,7 @@ def curve(case: str, folder: Path) -> list[dict[str, float]]:
         return loop
 
     with (
-        mock.patch.object(training, "DistillationTask", make),
+        mock.patch.object(build, "DistillationTask", make),
         mock.patch.object(training, "make_loop", make_short),
         pytest.raises(Stopped),
     ):

@@ -204,7 +204,7 @@ def open_session(
 
     Args:
         not_recipe: settings that may differ from the checkpoint's.
-        resume: see `srd.run.resume.open_run`.
+        resume: see `srd.run.opening.open_run`.
         upgrade: settings of an earlier version as today's.
         config_text: what `config.yaml` shall hold instead of `settings`.
         copy_to: a second place for the lines of `log.txt`.

@@ -59,7 +59,16 @@ def test_defaults_are_the_papers() -> None:
     assert 256 <= defaults["train.batch_size"] <= 1024
 
 
-OURS = {"own", "deit_tiny", "deit_small", "resnet18", "digits/deit", "digits/teacher"}
+OURS = {
+    "own",
+    "deit_tiny",
+    "deit_small",
+    "resnet18",
+    "digits/deit",
+    "digits/teacher",
+    "digits/study",
+}
+OURS |= {f"cifar100/{path.stem}" for path in (ROOT / "configs" / "cifar100").glob("*.yaml")}
 TORCHDISTILLS = {"res3418", "digits/resnet", "digits/resnet_alone", "digits/resnet_teacher"}
 
 

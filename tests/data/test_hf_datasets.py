@@ -75,7 +75,7 @@ def test_one_table_is_split(tmp_path: Path) -> None:
     data = Data(dataset="datasets", path=str(tmp_path / "d"), images_per_class=2)
     train, val, notes = open_splits(data, training=True)
     assert train is not None and (len(train), len(val)) == (4, 2)
-    assert len(notes) == 1 and "2 of 20 images are held out" in notes[0]
+    assert len(notes) == 1 and "2 of 20 training images are held out" in notes[0]
 
 
 def test_loaders_read_it_in_their_workers(tmp_path: Path) -> None:

@@ -326,7 +326,7 @@ def test_a_loss_that_is_nan_stops_the_run_and_leaves_the_last_checkpoint(
 def test_a_teacher_stays_as_it_was_through_training(
     tmp_path: Path, recipe: Path, random_teacher: Path, deit: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from srd.training import train as training
+    from srd.training import cached_teacher as training
 
     opened, open_teacher = [], training.open_teacher
 
