@@ -130,8 +130,10 @@ class Sections:
 def stages(train: Any) -> list[Any]:
     """The stages of a `train` section, in order, each with what it takes over from the one before.
 
-    Without `stage1`, the section itself is the only one. What stands beside stages is `log_freq` alone;
-    whatever else, a stage that does not follow another one too, makes the first of them unknown.
+    Without `stage1`, the section itself is the only one. What stands beside stages is `log_freq` alone.
+
+    Raises:
+        UserError: something else, or a stage that follows no other.
     """
     if not isinstance(train, Mapping) or "stage1" not in train:
         return [train]
@@ -144,7 +146,7 @@ def stages(train: Any) -> list[Any]:
         if not isinstance(stage, Mapping):
             break
     if rest:
-        several[0] = {**several[0], **rest} if isinstance(several[0], Mapping) else several[0]
+        raise UserError(f"train.{next(iter(rest))} stands beside stage1: put it into the stages")
     return several
 
 

@@ -94,7 +94,9 @@ def test_what_is_in_the_wheel(wheel: Path) -> None:
     sources = {p.relative_to(ROOT).as_posix() for d in ("srd", "deit", "resnet")
                for p in (ROOT / d).rglob("*.py")}  # fmt: skip
     recipes = {f"srd/{p.relative_to(ROOT)}" for p in (ROOT / "configs").rglob("*.yaml")}
-    assert names == sources | recipes | {"srd/py.typed"} and len(recipes) >= 7
+    assert (
+        names == sources | recipes | {"srd/py.typed", "srd/report/page.css"} and len(recipes) >= 7
+    )
     needed = [line for line in about.get_all("Requires-Dist", []) if "extra ==" not in line]
     assert not [line for line in needed if line.startswith(EXTRAS)]
     assert {line.split(">")[0] for line in needed} >= {"torch", "timm", "scikit-learn"}

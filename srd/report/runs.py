@@ -143,7 +143,7 @@ def read_run(folder: Path, name: str) -> Run:
         result=result,
         evaluations=evaluations,
         epochs=_by_epoch(students, "epoch"),
-        projector=_by_epoch(students, "projector"),
+        projector={e: row for e, row in evaluations.items() if "effective_rank" in row},
         predictions=read_predictions(files.predictions),
     )
 

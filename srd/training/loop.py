@@ -304,9 +304,9 @@ class Loop:
         """Log what was measured; whether it is the best so far."""
         position = self.position
         place = {"epoch": position.epoch, "step": position.updates}
-        self.log.row("eval", {**place, **accuracy.row()})
-        if spectrum := self.probe.spectrum():
-            self.log.row("projector", {**place, **position.observed, **spectrum})
+        spectrum = self.probe.spectrum()
+        projector = {**position.observed, **spectrum} if spectrum else {}
+        self.log.row("eval", {**place, **accuracy.row(), **projector})
         improved = accuracy.score > position.best_acc1
         if improved:
             position.best_acc1, position.best_epoch = accuracy.score, position.epoch

@@ -52,7 +52,7 @@ class ProjectorProbe:
 
     @torch.no_grad()
     def spectrum(self) -> dict[str, Any]:
-        """`effective_rank`, `largest`, `median`, `smallest` and all `singular_values`."""
+        """`effective_rank` and all `singular_values`, the largest first."""
         if self.projector is None:
             return {}
         values = singular_values(self.projector.weight)
@@ -60,8 +60,5 @@ class ProjectorProbe:
             return {}
         return {
             "effective_rank": effective_rank(values),
-            "largest": values[0],
-            "median": values[len(values) // 2],
-            "smallest": values[-1],
             "singular_values": [float(f"{value:.6g}") for value in values],
         }

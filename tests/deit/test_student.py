@@ -135,7 +135,7 @@ def test_initial_convolutions_are_kaiming_normal_and_have_no_bias() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("tin", 10, 32), ("tiny", 10, 40), ("tiny", 0, 32), ("tiny", 1, 0)]
+    "arguments", [("tin", 10, 32), ("tiny", 10, 40), ("tiny", -1, 32), ("tiny", 1, 0)]
 )
 def test_arguments_that_make_no_student_are_errors(arguments: tuple[str, int, int]) -> None:
     with pytest.raises(UserError):

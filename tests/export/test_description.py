@@ -56,7 +56,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "a name without end": {"label_names": ["a", "b", "c" * 10**5]},
     "infinitely many classes": {"num_classes": float("inf")},
     "classes in words": {"num_classes": "three"},
-    "no classes": {"num_classes": 0},
+    "less than no classes": {"num_classes": -1},
     "a billion classes": {"num_classes": 10**9},
     "no size": {"pretrained_cfg__input_size": []},
     "an endless size": {"pretrained_cfg__input_size": [3, 1, float("inf")]},

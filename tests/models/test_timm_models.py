@@ -259,8 +259,8 @@ def test_names_that_nobody_has() -> None:
 
 
 def test_no_classes() -> None:
-    with pytest.raises(UserError, match="at least one class"):
-        create_classifier("test_vit", num_classes=0, image_size=32)
+    with pytest.raises(UserError, match="classes, or 0 for no head"):
+        create_classifier("test_vit", num_classes=-1, image_size=32)
 
 
 @pytest.mark.skipif(not timm.is_model("gemma4_vit_167m_enc"), reason="a timm without encoders")
@@ -318,7 +318,7 @@ def test_tokens_of_a_model_that_has_none() -> None:
 
 
 def test_output_has_the_order_of_the_design() -> None:
-    assert Output._fields == ("features", "logits", "distilled_logits", "tokens")
+    assert Output._fields == ("features", "logits", "distilled_logits", "tokens", "maps")
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "swin_tiny_patch4_window7_224"])

@@ -33,11 +33,13 @@ def write_run(
         at = {"epoch": epoch, "step": 10 * (epoch + 1)}
         rows.append({"kind": "step", **at, "loss": 2.0})
         rows.append({"kind": "epoch", **at, "loss": 3.0 / (epoch + 1)})
-        rows.append({"kind": "eval", **at, "acc1": value, "loss": 0.5, "agreement": value - 1})
+        measured: dict[str, Any] = {}
         if projector:
             values = list(np.geomspace(10, 0.1 / (epoch + 1), 24))
             measured = {"effective_rank": 20.0 - epoch, "correlation": 0.2 / (epoch + 1)}
-            rows.append({"kind": "projector", **at, **measured, "singular_values": values})
+            measured["singular_values"] = values
+        own = {"acc1": value, "loss": 0.5, "agreement": value - 1}
+        rows.append({"kind": "eval", **at, **own, **measured})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     values = to_mapping(Config(name=folder.name))
     for key, value in (settings or {}).items():

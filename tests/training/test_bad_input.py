@@ -250,7 +250,7 @@ def test_a_truncated_teacher(refused: Refused, distil: Any, random_teacher: Path
         ("--device=tpu", ["device", "tpu", "'auto', 'cpu' or 'cuda'"]),
         ("--amp=fp8", ["amp", "fp8"]),
         ("--amp=fp16 --device=cpu", ["fp16", "GPU"]),
-        ("--distillation=crd", ["distill.loss", "crd", "'srd'"]),
+        ("--distillation=srdd", ["distill.loss", "srdd", "'srd'"]),
         ("--dataset=mnist", ["data.dataset", "mnist", "digits"]),
         ("--set=model.image_size=100", ["100x100", "16", "--image-size 96"]),
         ("--set=optim.lr=0", ["optim.lr", "greater than 0"]),

@@ -76,7 +76,7 @@ def test_what_a_run_leaves(tmp_path: Path, recipe: Path, deit: Any, open_run: An
     assert last["agreement"] == pytest.approx(agreement(kept.student, kept.teacher))
     assert run.result()["agreement"] == last["agreement"]
     assert len(kept.examples) == 16
-    rows = run.rows("projector")
+    rows = run.rows("eval")
     assert [row["epoch"] for row in rows] == [0, 1]
     assert all(0 < row["correlation"] < 1 and len(row["singular_values"]) == 24 for row in rows)
     assert rows[0]["singular_values"] != rows[1]["singular_values"]
@@ -89,4 +89,4 @@ def test_a_student_alone(tmp_path: Path, recipe: Path, deit: Any, open_run: Any)
     kept = read_predictions(tmp_path / "run" / "predictions.json")
     assert kept is not None and kept.teacher is None and kept.examples
     run = open_run(tmp_path / "run")
-    assert "agreement" not in run.rows("eval")[0] and not run.rows("projector")
+    assert not {"agreement", "effective_rank"} & set(run.rows("eval")[0])
