@@ -164,6 +164,7 @@ def test_damage_is_named_and_recorded_again(
     run.assert_same(online)
 
 
+@pytest.mark.slow
 def test_a_record_in_float16_is_the_run_that_replays_it(
     tmp_path: Path, train: Train, online: Any, without_teacher: Path
 ) -> None:

@@ -68,6 +68,7 @@ def assert_same(folder: Path, name: str, other: str) -> None:
         assert torch.allclose(value.double(), weights[1][key].double(), rtol=1e-6, atol=1e-8), key
 
 
+@pytest.mark.slow
 def test_recorded_by_one_process_and_replayed_by_two(folder: Path) -> None:
     cache = [f"--teacher-cache={folder / 'cache'}", EXACT]
     torchrun(folder, 1, ("online", []), ("recorded", cache))

@@ -217,7 +217,9 @@ RUNNING = [
 ]
 
 
-SLOW = {ROOT / "docs" / name: pytest.mark.slow for name in ("torchdistill.md", "export.md")}
+SLOW = {
+    ROOT / "docs" / name: pytest.mark.slow for name in ("torchdistill.md", "export.md", "report.md")
+}
 
 
 @pytest.mark.parametrize(

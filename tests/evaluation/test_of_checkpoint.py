@@ -175,6 +175,7 @@ def test_the_whole_table(
     assert table.count("not run here") == 5 and "| 77.20 / 93.70 | the paper |" in table
 
 
+@pytest.mark.slow
 def test_files_that_do_not_fit_and_data_that_is_not_there(
     three_classes: Path, images: Path
 ) -> None:

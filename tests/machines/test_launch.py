@@ -119,6 +119,7 @@ def test_an_error_of_one_process_ends_the_others(launch: Any) -> None:
     assert text.count("error: mine") == 1 and "Traceback" not in text
 
 
+@pytest.mark.slow
 def test_a_failure_is_not_tried_again(launch: Any, tmp_path: Path) -> None:
     code, text, _ = launch("open(f'{rank}.tried', 'a').write('x')\nraise RunFailed('loss is nan')"
                            .replace("f'", f"f'{tmp_path}/"))  # fmt: skip

@@ -21,6 +21,7 @@ def own_teacher(tmp_path: Path, teacher_file: Path, srd_yaml: str) -> tuple[str,
     return srd_yaml.replace(str(teacher_file), str(copy)), copy
 
 
+@pytest.mark.slow
 def test_recorded_replayed_and_online_are_the_same_run(
     tmp_path: Path,
     own_teacher: tuple[str, Path],

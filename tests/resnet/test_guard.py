@@ -71,7 +71,7 @@ WRONG: list[tuple[str, str, str]] = [
       ("0", "-1", "1.5", "many", ".inf", "true", "[2]", "null", "100000000000000000000")),
     (EPOCHS, "", "train.num_epochs is missing"),
     (EPOCHS, "num_epoch: 2\n  num_epochs: 2", "'train.num_epoch'.*did you mean 'train.num_epochs'"),
-    (EPOCHS, "num_epochs: 2\n  stage1: {num_epochs: 2}", "stands beside stage1: put it into the stages"),
+    (EPOCHS, "num_epochs: 2\n  stage1: {num_epochs: 2}", "stands beside stage1"),
     *((BATCH, f"batch_size: {n}", "train_data_loader.kwargs.batch_size") for n in
       ("0", "-3", "1", "10.5", "null", "true")),
     (BATCH, "batch_size: 31", "larger than the 30 training images"),
@@ -230,6 +230,7 @@ def test_a_picture_that_is_cut_short_in_a_test(
     assert str(path) in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_rehearsal_moves_nothing(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

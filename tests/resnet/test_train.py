@@ -255,6 +255,7 @@ def test_a_teacher_of_another_shape_is_refused(
     assert "fc.weight (10, 512) instead of (7, 512)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_changed_recipe_is_not_resumed(
     srd_yaml: str, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -263,6 +264,7 @@ def test_a_changed_recipe_is_not_resumed(
     assert "train.num_epochs: 2 -> 3" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_is_extended_with_its_schedule_moved(
     tmp_path: Path, srd_yaml: str, command: Command
 ) -> None:
@@ -288,6 +290,7 @@ def test_a_run_is_extended_with_its_schedule_moved(
     assert "# extended in epoch" in (folder / "config.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_a_moving_average_is_handed_on_and_survives_a_stop(
     tmp_path: Path, srd_yaml: str, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

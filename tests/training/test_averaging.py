@@ -86,6 +86,7 @@ def test_the_run_measures_and_hands_on_the_average(averaged: Any, recipe: Path, 
         assert f"acc1 {row['acc1']:.2f}" in shown.out and f"loss {row['loss']:.4f}" in shown.out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("narrow")
 def test_training_itself_is_the_same_with_an_average(
     averaged: Any, recipe: Path, deit: Any, tmp_path: Path, open_run: Any

@@ -82,6 +82,7 @@ def test_the_schedule_spans_the_new_epochs_as_if_from_the_start(
     assert rates[12:] == [row["lr"] for row in whole[12:]] and rates[11] != whole[11]["lr"]
 
 
+@pytest.mark.slow
 def test_more_epochs_of_the_same_rates_are_a_run_of_so_many_from_the_start(
     tmp_path: Path, recipe: Path, deit: Any, open_run: Any
 ) -> None:

@@ -19,8 +19,8 @@ from srd.models.teacher import Normalization, load_teacher
 from srd.run.folder import RunFolder
 from tests.training.test_resume import NARROW, arguments
 
-LEFT = {"config.yaml", "log.txt", "metrics.jsonl", "predictions.json", "result.json", "student.safetensors",
-        "tensorboard"}  # fmt: skip
+LEFT = {"config.yaml", "log.txt", "metrics.jsonl", "predictions.json", "result.json",
+        "student.safetensors", "tensorboard"}  # fmt: skip
 ALONE = ("--train_teacher", "--teacher=test_byobnet", "--set=data.mean=[0.4,0.4,0.4]",
          "--epochs=1")  # fmt: skip
 
