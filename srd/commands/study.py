@@ -16,7 +16,7 @@ from typing import Any
 
 from srd.cli import Parser, parse_strictly
 from srd.config.flags import FLAGS
-from srd.config.layers import Layer, nested, read_yaml, setting
+from srd.config.layers import Layer, flatten, nested, read_yaml, setting
 from srd.errors import RunFailed, UserError, nearest
 from srd.files.locate import recipe_file
 from srd.installed import need_extra
@@ -24,6 +24,7 @@ from srd.installed import need_extra
 RECIPE = "configs/digits/study.yaml"
 SEEDS, QUICK_SEEDS = (0, 1, 2, 3, 4), (0, 1)
 QUICKER = 4  # a quick study has so many times fewer epochs
+WEIGHTS = tuple(f"distill.{w}" for w in ("ce_weight", "kl_weight", "repr_weight", "temperature"))
 TAKEN = ("seed", "name", "resume")  # flags that the study sets
 
 
@@ -78,7 +79,12 @@ def given(flags: Any) -> list[Layer]:
         for name, (field, _) in FLAGS.items()
         if (value := getattr(flags, field, None)) is not None
     ]
-    return layers + [Layer(f"--set {text}", setting(text)) for text in flags.set]
+    layers += [Layer(f"--set {text}", setting(text)) for text in flags.set]
+    for source, values in layers:
+        for key in flatten(values):
+            if key in TAKEN or (key.startswith("distill.") and key not in WEIGHTS):
+                raise UserError(f"{source}: {key} has no effect, the study sets it; leave it out")
+    return layers
 
 
 def quick(shared: Sequence[Layer], layers: Sequence[Layer]) -> list[Layer]:

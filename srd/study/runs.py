@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from srd.config.effects import configure
-from srd.config.fields import Config
-from srd.config.layers import Layer, flatten, nested, to_mapping
+from srd.config.fields import NOT_RECIPE, Config
+from srd.config.layers import Layer, differences, flatten, nested, read_yaml, to_mapping
 from srd.errors import RunFailed, UserError
 from srd.evaluation.of_checkpoint import evaluate_checkpoint
 from srd.files.checkpoint import load_file, write_text
@@ -90,12 +90,16 @@ class Runs:
         return configure([fraction, *self.shared], [*self.budget.layers, *given], "student")
 
     def check(self) -> None:
-        """Raise a UserError for a configuration that no run of the study could have."""
+        """Every run's configuration, and that what is there of it was trained with the same.
+
+        Raises:
+            UserError: one that cannot be, or a run with other settings.
+        """
         for variant in self.study.variants:
-            self.configured(variant.settings, "check")
-            for key in (variant.search.key,):
-                if not isinstance(flatten(to_mapping(self.base)).get(key), int | float):
-                    raise UserError(f"{key} has no value to search around")
+            factors = variant.search.factors if self.budget.search else (1.0,)
+            for factor in factors:
+                for seed in (*self.budget.seeds, SEARCH_SEED):
+                    self.planned(variant, factor, seed)
 
     def all(self) -> Iterator[tuple[Variant, list[Tested]]]:
         """Every variant with its tested runs, as they are done."""
@@ -111,13 +115,29 @@ class Runs:
         }
         return max(scores, key=lambda factor: (scores[factor], -abs(factor - 1)))
 
-    def trained(self, variant: Variant, factor: float, seed: int) -> tuple[Config, RunFolder]:
-        """The finished run of a variant."""
+    def planned(self, variant: Variant, factor: float, seed: int) -> tuple[Config, RunFolder]:
+        """A run of a variant, trained or not.
+
+        Raises:
+            UserError: it is there with other settings, those of another budget say.
+        """
         value = self.searched_value(variant, factor)
         settings = {**variant.settings, variant.search.key: value}
         name = f"{self.name}/{folder_name(variant, factor)}_seed{seed}"
         config = self.configured(settings, name, seed)
         folder = RunFolder(config.output, config.name)
+        if folder.config.is_file():
+            own = (*NOT_RECIPE, "train.micro_batch")  # a run may choose it by the memory there
+            if changed := differences(read_yaml(folder.config), to_mapping(config), own):
+                raise UserError(
+                    f"{folder.path} was trained with other settings ({changed[0]}): choose another "
+                    "--output, or remove it"
+                )
+        return config, folder
+
+    def trained(self, variant: Variant, factor: float, seed: int) -> tuple[Config, RunFolder]:
+        """The finished run of a variant."""
+        config, folder = self.planned(variant, factor, seed)
         if folder.finished() is None:
             train(config)
         return config, folder

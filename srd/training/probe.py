@@ -1,4 +1,4 @@
-"""A look at the projector while it is trained: what it costs is below a hundredth of an epoch.
+"""A look at the projector while it is trained.
 
 Nothing that is looked at changes: no random number is drawn, no statistic moves.
 """

@@ -60,6 +60,10 @@ def test_a_study_from_the_command_to_its_page(
     command.run(arguments)
     assert run.last.stat().st_mtime_ns == before, "what is there is taken up"
     assert "small.md" in capsys.readouterr().out
+    with pytest.raises(
+        UserError, match=r"alone_seed0 was trained with other settings \(train\.epochs"
+    ):
+        command.run([*arguments[:-2], "--epochs=2", "--warmup-epochs=0"])
 
 
 @pytest.mark.slow
@@ -91,6 +95,8 @@ def test_a_setting_is_searched_on_what_is_held_out(
         (["alpha", "--seed=1"], "unknown argument --seed (did you mean '--seeds'?)"),
         (["alpha", "--epochs=0"], "train.epochs"),
         (["alpha", "--set=optim.lr=-1"], "optim.lr"),
+        (["alpha", "--set=seed=3"], "seed has no effect, the study sets it"),
+        (["alpha", "--set=distill.alpha=3"], "distill.alpha has no effect"),
     ],
 )
 def test_wrong_input(arguments: list[str], told: str, tmp_path: Path) -> None:
