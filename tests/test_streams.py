@@ -123,7 +123,7 @@ def test_whatever_somebodys_code_raises_is_the_users_input() -> None:
         raise RunFailed("full")
 
 
-@pytest.mark.parametrize("what", ["moved", "replaced"])
+@pytest.mark.parametrize("what", ["moved", pytest.param("replaced", marks=pytest.mark.slow)])
 def test_a_runs_folder_that_vanishes(
     tmp_path: Path,
     deit: Callable[..., Any],

@@ -218,7 +218,8 @@ RUNNING = [
 
 
 SLOW = {
-    ROOT / "docs" / name: pytest.mark.slow for name in ("torchdistill.md", "export.md", "report.md")
+    ROOT / "docs" / name: pytest.mark.slow
+    for name in ("cache.md", "export.md", "report.md", "torchdistill.md")
 }
 
 

@@ -138,6 +138,7 @@ def test_a_crash_is_tried_again_and_then_told(launch: Any, tmp_path: Path) -> No
     assert "failed: process 0 died (exit code 9)" in text and "Traceback" not in text
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_ends_with_143(tmp_path: Path, environment: dict[str, str]) -> None:
     stop(tmp_path, environment, 1, signal.SIGTERM, 500)
     assert not list(tmp_path.glob("tmp.*")), "the launcher's folder is left"

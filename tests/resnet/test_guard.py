@@ -231,6 +231,7 @@ def test_a_picture_that_is_cut_short_in_a_test(
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_rehearsal_moves_nothing(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,7 +247,10 @@ def test_a_rehearsal_moves_nothing(
         assert_same_values(own[part], other[part], part)
 
 
-@pytest.mark.parametrize("key", ["ReduceLROnPlateau", "CosineAnnealingWarmRestarts"])
+@pytest.mark.parametrize(
+    "key",
+    ["ReduceLROnPlateau", pytest.param("CosineAnnealingWarmRestarts", marks=pytest.mark.slow)],
+)
 def test_schedules_of_epochs_run_to_the_end(command: Command, key: str) -> None:
     kwargs = "T_0: 1" if key.startswith("Cosine") else "patience: 0"
     assert command(changed(SCHEDULE, f"scheduler: {{key: {key}, kwargs: {{{kwargs}}}}}")) == 0

@@ -102,7 +102,7 @@ def test_training_itself_is_the_same_with_an_average(
 
 
 @pytest.mark.usefixtures("narrow")
-@pytest.mark.parametrize("step", [3, 5])
+@pytest.mark.parametrize("step", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_run_that_stops_goes_on_to_the_same_bits(
     averaged: Any, recipe: Path, deit: Any, tmp_path: Path, open_run: Any, strike: Any, step: int
 ) -> None:
@@ -113,6 +113,7 @@ def test_a_run_that_stops_goes_on_to_the_same_bits(
 
 
 @pytest.mark.usefixtures("narrow")
+@pytest.mark.slow
 def test_an_average_begins_and_ends_with_extend_alone(
     averaged: Any, recipe: Path, deit: Any, tmp_path: Path, open_run: Any
 ) -> None:

@@ -88,7 +88,7 @@ def test_a_disk_that_is_read_only(
     assert deit(*command(recipe, small_disk)).code == 0
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_data_file_that_vanishes(
     tmp_path: Path,
     recipe: Path,
@@ -101,7 +101,8 @@ def test_a_data_file_that_vanishes(
     names = [str(number) for number in range(10)]
     counts = {f"{split}/{name}": 6 for split in ("train", "val") for name in names}
     data = make_jpegs(tmp_path / "images", counts, size=(20, 20))
-    train = [f"--data-path={data}", "--dataset=imagefolder", f"--workers={workers}"]
+    train = [f"--data-path={data}", "--dataset=imagefolder", f"--workers={workers}",
+             "--set=data.select_fraction=null"]  # fmt: skip
     aside = tmp_path / "aside"
     strike(lambda: shutil.move(data / "train", aside), 4)
     failed = deit(*command(recipe, tmp_path, *train))

@@ -71,6 +71,7 @@ def test_a_finished_run_goes_on_with_more_epochs_and_another_learning_rate(
     assert again.code == 0 and "already finished" in again.out
 
 
+@pytest.mark.slow
 def test_the_schedule_spans_the_new_epochs_as_if_from_the_start(
     tmp_path: Path, recipe: Path, deit: Any, finished: Any, open_run: Any
 ) -> None:
@@ -106,7 +107,7 @@ def test_without_the_flag_it_is_refused_and_the_flag_is_named(
     assert (finished.path / "result.json").exists()
 
 
-@pytest.mark.parametrize("step", [12, 15])
+@pytest.mark.parametrize("step", [12, pytest.param(15, marks=pytest.mark.slow)])
 def test_an_extended_run_that_stops_goes_on_to_the_same_bits(
     tmp_path: Path, recipe: Path, deit: Any, open_run: Any, strike: Any, two_epochs: Path, step: int
 ) -> None:
@@ -157,6 +158,7 @@ def test_another_batch_in_the_middle_of_an_epoch_begins_the_next_one(
     assert [row["epoch"] for row in run.rows("eval")] == [1, 2]
 
 
+@pytest.mark.slow
 def test_another_rate_in_the_middle_of_an_epoch_goes_on_where_it_was(
     tmp_path: Path, recipe: Path, deit: Any, open_run: Any, strike: Any
 ) -> None:
@@ -169,6 +171,7 @@ def test_another_rate_in_the_middle_of_an_epoch_goes_on_where_it_was(
     assert run.result()["extended"][0]["step"] == 4
 
 
+@pytest.mark.slow
 def test_a_run_is_extended_again_and_again(
     tmp_path: Path, recipe: Path, deit: Any, finished: Any
 ) -> None:

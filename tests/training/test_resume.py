@@ -184,6 +184,7 @@ def test_killed_in_the_middle_of_an_epoch_it_ends_in_the_same_bits(
     run.assert_same(undisturbed)
 
 
+@pytest.mark.slow
 def test_sigterm_from_outside_to_the_command_itself(
     tmp_path: Path, recipe: Path, open_run: Any, deit: Any
 ) -> None:
@@ -210,6 +211,7 @@ def test_sigterm_from_outside_to_the_command_itself(
 
 
 @pytest.mark.usefixtures("narrow")
+@pytest.mark.slow
 def test_a_crash_between_training_and_evaluation_leaves_no_trace(
     tmp_path: Path, recipe: Path, deit: Any, open_run: Any, undisturbed: Any,
     monkeypatch: pytest.MonkeyPatch,

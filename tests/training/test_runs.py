@@ -25,6 +25,7 @@ CONTRACT = {
     "epoch": {"kind", "epoch", "step", "loss", "ce", "kl", "repr", "lr", "images_per_second"},
     "eval": {"kind", "epoch", "step", "acc1", "acc5", "loss", "images"},
 }
+WHOLE = "--set=data.select_fraction=null"
 BESIDE = {"agreement", "correlation", "effective_rank", "singular_values"}  # of evaluations
 
 
@@ -32,9 +33,10 @@ BESIDE = {"agreement", "correlation", "effective_rank", "singular_values"}  # of
 def distilled(
     tmp_path_factory: pytest.TempPathFactory, recipe: Path, open_run: Callable[[Path], Any]
 ) -> Any:
-    """The recipe on a student of the true size: trained once, read by many tests."""
+    """The recipe on a student of the true size, measured on all digits: trained once, for many tests."""
     output = tmp_path_factory.mktemp("distilled")
-    main.run(["--train-student", f"--config={recipe}", f"--output={output}", "--model=tiny"])
+    command = ["--train-student", f"--config={recipe}", f"--output={output}", "--model=tiny"]
+    main.run([*command, WHOLE])
     return open_run(output / "digits_deit_tiny_srd")
 
 
@@ -130,7 +132,8 @@ def test_the_log_says_where_things_are(distilled: Any) -> None:
 def test_evaluation_prints_the_accuracy_that_training_reported(
     distilled: Any, recipe: Path, deit: Any, file: str
 ) -> None:
-    shown = deit("--model=tiny", f"--config={recipe}", f"--checkpoint={distilled.path / file}")
+    weights = f"--checkpoint={distilled.path / file}"
+    shown = deit("--model=tiny", f"--config={recipe}", weights, WHOLE)
     best = max(distilled.rows("eval"), key=lambda row: row["acc1"])
     assert shown.code == 0
     assert f"acc1 {best['acc1']:.2f}  acc5 {best['acc5']:.2f}" in shown.out
@@ -146,7 +149,7 @@ def test_a_runs_folder_is_evaluated_with_its_own_settings(distilled: Any, deit: 
 def test_evaluation_does_not_depend_on_the_batch(distilled: Any, recipe: Path) -> None:
     best = max(distilled.rows("eval"), key=lambda row: row["acc1"])
     config = main.configure(
-        main.make_parser().parse_args([f"--config={recipe}", "--set=data.eval_batch_size=7"])
+        main.make_parser().parse_args([f"--config={recipe}", "--set=data.eval_batch_size=7", WHOLE])
     )
     accuracy = evaluate_checkpoint(config, str(distilled.checkpoints / "best.pth"))
     assert (accuracy.acc1, accuracy.acc5) == (best["acc1"], best["acc5"])
@@ -252,7 +255,7 @@ def test_a_folder_of_images_trains_and_small_images_grow(
     classes = {f"{split}/{name}": n for split, n in (("train", 6), ("val", 3)) for name in "abc"}
     images = make_jpegs(tmp_path / "images", classes)
     done = deit("--train_student", f"--config={recipe}", "--dataset=imagefolder", "--epochs=1",
-                f"--data-path={images}", "--set=data.images_per_class=null",
+                f"--data-path={images}", "--set=data.images_per_class=null", WHOLE,
                 f"--output={tmp_path}", "--name=run", "--distillation=none")  # fmt: skip
     assert done.code == 0
     result = open_run(tmp_path / "run").result()
@@ -269,7 +272,7 @@ def test_a_broken_image_is_skipped_and_counted_when_asked(
     for file in broken:
         file.write_bytes(file.read_bytes()[:50])
     command = ("--train_student", f"--config={recipe}", "--dataset=imagefolder", "--epochs=2",
-               f"--data-path={images}", "--set=data.images_per_class=null", "--batch-size=12",
+               f"--data-path={images}", "--set=data.images_per_class=null", WHOLE, "--batch-size=12",
                f"--output={tmp_path}", "--name=run", "--distillation=none")  # fmt: skip
     stopped = deit(*command)
     assert stopped.code == 2 and str(broken[0]) in stopped.err
@@ -286,7 +289,7 @@ def test_the_advice_to_skip_a_file_does_not_make_another_recipe(
 ) -> None:
     images = make_jpegs(tmp_path / "images", {"train/a": 6, "train/b": 6, "val/a": 3, "val/b": 3})
     command = ("--train_student", f"--config={recipe}", "--dataset=imagefolder", "--epochs=2",
-               f"--data-path={images}", "--set=data.images_per_class=null", "--batch-size=12",
+               f"--data-path={images}", "--set=data.images_per_class=null", WHOLE, "--batch-size=12",
                f"--output={tmp_path}", "--name=run", "--distillation=none")  # fmt: skip
     strike(lambda: (images / "val/b/2.jpg").write_bytes(b""), 1)  # in the second epoch
     assert deit(*command).code == 2

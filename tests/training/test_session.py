@@ -284,7 +284,7 @@ def as_earlier(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("narrow")
-@pytest.mark.parametrize("method", ["srd", "kd", "none"])
+@pytest.mark.parametrize("method", ["srd", pytest.param("kd", marks=pytest.mark.slow), "none"])
 def test_a_run_that_an_earlier_version_began_goes_on_to_the_same_bits(
     tmp_path: Path,
     method: str,

@@ -17,7 +17,7 @@ from srd.training import teaching
 @pytest.fixture
 def distil(recipe: Path, tmp_path: Path) -> list[str]:
     return ["--train_student", f"--config={recipe}", f"--output={tmp_path}", "--name=run",
-            "--epochs=1"]  # fmt: skip
+            "--epochs=1", "--set=data.select_fraction=null"]  # fmt: skip
 
 
 def saved(path: Path, classes: int, **more: Any) -> Path:
