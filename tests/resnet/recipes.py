@@ -19,11 +19,12 @@ datasets:
         !import_call {key: torchvision.transforms.ToTensor}]]}}}}
   digits/val: !import_call
     key: resnet.extension.Digits
-    init: {kwargs: {split: val, transform: !import_call {
+    init: {kwargs: {split: train, per_class: 2, transform: !import_call {
       key: torchvision.transforms.Compose, init: {args: [[
         !import_call {key: torchvision.transforms.Resize, init: {kwargs: {size: 32}}},
         !import_call {key: torchvision.transforms.ToTensor}]]}}}}
 """
+FEW, ALL = "{split: train, per_class: 2,", "{split: val,"  # images that are measured on
 LOADERS = """
   num_epochs: 2
   train_data_loader:

@@ -11,10 +11,10 @@ import torch
 from torchvision.models import resnet18
 
 from srd.data.digits import DigitImages
-from tests.resnet.recipes import CE, CRITERION, DATA, LOADERS, TEST, Command
+from tests.resnet.recipes import ALL, CE, CRITERION, DATA, FEW, LOADERS, TEST, Command
 
 MODEL = "\nmodels: {model: {key: resnet18}}\ntrain:"
-RECIPE = DATA + MODEL + LOADERS + CRITERION + CE + TEST
+RECIPE = DATA.replace(FEW, ALL) + MODEL + LOADERS + CRITERION + CE + TEST
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ MODEL = "\nmodels:\n  model: {key: resnet18, kwargs: {num_classes: 10}}\n"
 PLAIN = "\n  model: {forward_proc: forward_batch_only}\n"
 ALONE = DATA + MODEL + "\ntrain:" + LOADERS + PLAIN + CRITERION + CE + TEST
 FOLDERS = re.sub(
-    r"key: resnet.extension.Digits\n    init: {kwargs: {split: (\w+),(?: per_class: 3,)?",
-    r"key: torchvision.datasets.ImageFolder\n    init: {kwargs: {root: ROOT/\1,",
+    r"digits/(\w+):(.+\n.+)resnet.extension.Digits\n    init: {kwargs: {split: train, per_class: \d,",
+    r"digits/\1:\2torchvision.datasets.ImageFolder\n    init: {kwargs: {root: ROOT/\1,",
     ALONE,
 ).replace("num_classes: 10", "num_classes: 2").replace("batch_size: 10", "batch_size: 4")  # fmt: skip
 Refused = Callable[[str], str]

@@ -16,7 +16,6 @@ from srd.files.checkpoint import load_file
 from srd.run.log import read_metrics
 from tests.resnet.recipes import CE, CRITERION, DATA, LOADERS, TEST, Command
 
-FEW = DATA.replace("{split: val,", "{split: train, per_class: 2,")  # evaluating is not the point
 PAIR = """
 models:
   teacher_model: {key: resnet32, kwargs: {num_classes: 10}}
@@ -130,7 +129,7 @@ def staged(first: tuple[str, str], second: tuple[str, str]) -> str:
     loss = indented(CRITERION)
     one = "\n  stage1:" + indented(LOADERS) + first[0] + loss + indented(first[1])
     two = "\n  stage2:\n    num_epochs: 2" + OPTIMIZER + second[0] + loss + indented(second[1])
-    return FEW + PAIR + "\ntrain:" + one + two + TEST
+    return DATA + PAIR + "\ntrain:" + one + two + TEST
 
 
 @pytest.fixture
@@ -280,7 +279,7 @@ REVIEW_LOSS = """
 
 
 def single(training: str, losses: str) -> str:
-    return FEW + PAIR + "\ntrain:" + LOADERS + training + CRITERION + CE + losses + TEST
+    return DATA + PAIR + "\ntrain:" + LOADERS + training + CRITERION + CE + losses + TEST
 
 
 def test_contrastive_distillation_goes_on_to_the_bit(

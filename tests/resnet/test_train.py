@@ -17,7 +17,18 @@ from resnet.extension import Digits
 from srd.files.checkpoint import load_file as load_state
 from srd.run.log import read_metrics
 from srd.training.averaging import RAW
-from tests.resnet.recipes import CE, CRITERION, DATA, LOADERS, PAIR, TEST, Command, plain_student
+from tests.resnet.recipes import (
+    ALL,
+    CE,
+    CRITERION,
+    DATA,
+    FEW,
+    LOADERS,
+    PAIR,
+    TEST,
+    Command,
+    plain_student,
+)  # fmt: skip
 
 PLAIN = "\nmodels:\n  model: {key: resnet18, kwargs: {num_classes: 10}}\n"
 FORWARD = "\n  model: {forward_proc: forward_batch_only}\n"
@@ -134,6 +145,7 @@ def test_ours_leaves_a_plain_student_with_the_accuracy_it_reports(
     monkeypatch.setattr(
         runner, "prepare", lambda m, r, p: (teachers.append(m.teacher), prepare(m, r, p))
     )
+    srd_yaml = srd_yaml.replace(FEW, ALL)
     assert command(srd_yaml) == 0
     before, after = load_state(teacher_file)["model"], teachers[0].state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before), "the teacher moved"
