@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from srd.cli import Parser, parse_strictly
 from srd.config.flags import FLAGS
@@ -21,10 +21,14 @@ from srd.errors import RunFailed, UserError, nearest
 from srd.files.locate import recipe_file
 from srd.installed import need_extra
 
+if TYPE_CHECKING:
+    from srd.study.studies import Study
+
 RECIPE = "configs/digits/study.yaml"
 SEEDS, QUICK_SEEDS = (0, 1, 2, 3, 4), (0, 1)
 QUICKER = 4  # a quick study has so many times fewer epochs
 WEIGHTS = tuple(f"distill.{w}" for w in ("ce_weight", "kl_weight", "repr_weight", "temperature"))
+TEACHERS = {"cnn": "from a CNN", "transformer": "from a transformer"}  # of the study of shifts
 TAKEN = ("seed", "name", "resume")  # flags that the study sets
 
 
@@ -37,6 +41,10 @@ def make_parser() -> Parser:
         "--quick", action="store_true", help="two seeds, a quarter of the epochs, no search"
     )
     parser.add_argument("--seeds", metavar="N,N,...", help="default 0,1,2,3,4")
+    for kind in TEACHERS:
+        parser.add_argument(
+            f"--{kind}", metavar="NAME=FILE", help=f"equivariance: a {kind} that knows your data"
+        )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any field")
     for name, (field, text) in FLAGS.items():
         if name not in TAKEN and not field.startswith("distill."):
@@ -69,7 +77,43 @@ def run(arguments: Sequence[str]) -> None:
     if flags.quick and flags.__dict__["train.epochs"] is None:
         layers += quick(shared, layers)
     seeds = read_seeds(flags.seeds) if flags.seeds else QUICK_SEEDS if flags.quick else SEEDS
-    answer(flags.study, shared, layers, seeds, search=not flags.quick, arguments=arguments)
+    study = chosen(flags, STUDIES[flags.study])
+    answer(flags.study, study, shared, layers, seeds, search=not flags.quick, arguments=arguments)
+
+
+def chosen(flags: Any, study: Study) -> Study:
+    """The study with the teachers that were given, where its variants differ in them.
+
+    Raises:
+        UserError: they are given to another, not given for other data, or no NAME=FILE.
+    """
+    from srd.study.studies import with_teachers
+
+    differ = {
+        kind for kind, label in TEACHERS.items() if any(v.label == label for v in study.variants)
+    }
+    places = {}
+    for kind, label in TEACHERS.items():
+        text = getattr(flags, kind)
+        if text is None:
+            if kind in differ and flags.config != RECIPE:
+                raise UserError(
+                    f"--config {flags.config}: this study needs a teacher of each kind that knows its "
+                    "classes: --cnn NAME=FILE --transformer NAME=FILE (FILE may be a run)"
+                )
+            continue
+        name, equals, place = text.partition("=")
+        if kind not in differ or not (name and equals and place):
+            raise UserError(
+                f"--{kind} {text}: "
+                + (
+                    "has no effect in this study"
+                    if kind not in differ
+                    else "expected NAME=FILE, resnet10t=runs/my_teacher"
+                )
+            )
+        places[label] = (name, place)
+    return with_teachers(study, places)
 
 
 def given(flags: Any) -> list[Layer]:
@@ -113,6 +157,7 @@ def read_seeds(text: str) -> tuple[int, ...]:
 
 def answer(
     name: str,
+    study: Study,
     shared: Sequence[Layer],
     layers: Sequence[Layer],
     seeds: Sequence[int],
@@ -124,9 +169,8 @@ def answer(
     from srd.run.provenance import provenance
     from srd.study.results import page, picture, shown, table
     from srd.study.runs import Budget, Runs
-    from srd.study.studies import STUDIES
 
-    runs = Runs(name, STUDIES[name], shared, Budget(seeds=seeds, search=search, layers=layers))
+    runs = Runs(name, study, shared, Budget(seeds=seeds, search=search, layers=layers))
     runs.check()
     results = list(runs.all())
     data = runs.base.data
@@ -137,7 +181,7 @@ def answer(
     )
     text = page(
         name,
-        STUDIES[name],
+        study,
         results,
         command=shlex.join(["srd", "study", *arguments]),
         data=f"Data: {where}{few}; tested on {images} images. Student "
@@ -147,9 +191,10 @@ def answer(
     )
     numbers = {variant.label: [asdict(run) for run in tested] for variant, tested in results}
     try:
+        runs.output.mkdir(parents=True, exist_ok=True)
         (runs.output / f"{name}.md").write_text(text, encoding="utf-8")
         (runs.output / f"{name}.json").write_text(json.dumps(numbers, indent=2), encoding="utf-8")
-        picture(name, results, runs.output / f"{name}.png")
+        picture(name, study, results, runs.output / f"{name}.png")
     except OSError as error:
         raise RunFailed(f"cannot write {runs.output}/{name}.* ({error.strerror})") from None
-    print(shown(f"\n{table(results)}\n\n{runs.output / name}.md"))
+    print(shown(f"\n{table(study, results)}\n\n{runs.output / name}.md"))

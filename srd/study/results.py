@@ -31,22 +31,45 @@ def spread(values: Sequence[float]) -> str:
     return f"{middle:.1f} ± {stdev(values):.1f} ({middle - half:.1f} to {middle + half:.1f})"
 
 
-def table(results: Results) -> str:
+COLUMNS: dict[str, tuple[str, str]] = {  # what is shown: its head, its format
+    "effective_rank": ("effective rank of P", ".0f"),
+    "correlation": ("correlation of P's inputs and outputs", ".3f"),
+    "shift_error": ("what a shift changes in the features", ".3f"),
+    "same_class": ("class kept under a shift, %", ".1f"),
+}
+
+
+def columns(study: Study) -> Sequence[str]:
+    """Fields of `Tested` that the study's table shows beside the accuracies."""
+    if study.shows == "shift_error":
+        return ["shift_error", "same_class"]
+    return ["effective_rank", "correlation"] if study.shows == "correlation" else ["effective_rank"]
+
+
+def table(study: Study, results: Results) -> str:
     """Markdown, a row for each variant."""
-    lines = [
-        "| variant | top-1 of the selected epoch, % | top-1 after the last epoch, % | "
-        "effective rank of P | searched | seeds |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    shown = columns(study)
+    heads = ["variant", "top-1 of the selected epoch, %", "top-1 after the last epoch, %"]
+    heads += [*(COLUMNS[name][0] for name in shown), "searched", "seeds"]
+    lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
     for variant, runs in results:
-        ranks = [run.effective_rank for run in runs if run.effective_rank is not None]
-        rank = f"{mean(ranks):.0f}" if ranks else ""
-        lines.append(
-            f"| {variant.label} | {spread([run.selected for run in runs])} "
-            f"| {spread([run.last for run in runs])} | {rank} "
-            f"| {variant.search.key} {runs[0].chosen:g} | {len(runs)} |"
-        )
+        cells = [variant.label, spread([run.selected for run in runs])]
+        cells += [spread([run.last for run in runs])]
+        cells += [seen(runs, name) for name in shown]
+        chosen = runs[0].chosen
+        cells += [f"{variant.search.key} {chosen:g}" if variant.search and chosen else ""]
+        lines.append(f"| {' | '.join([*cells, str(len(runs))])} |")
     return "\n".join(lines)
+
+
+def seen(runs: Sequence[Tested], name: str) -> str:
+    """Mean and standard deviation over seeds; nothing where a run has none."""
+    values = [getattr(run, name) for run in runs]
+    if any(value is None for value in values):
+        return ""
+    form = COLUMNS[name][1]
+    several = f" ± {stdev(values):{form}}" if len(values) > 1 else ""
+    return f"{mean(values):{form}}{several}"
 
 
 def page(
@@ -73,7 +96,7 @@ def page(
 
 Reproduced here. {data}
 
-{table(results)}
+{table(study, results)}
 
 Mean ± sample standard deviation over seeds, and the 95 % interval of the mean (Student's t). Epochs
 and searched settings were chosen on images held out of the training split; the reported images were
@@ -91,28 +114,74 @@ in {seconds:.0f} s of training (reported runs alone), with {versions}, commit {m
 """
 
 
-def picture(name: str, results: Results, path: Path) -> None:
-    """A line for each variant: its seeds as dots, the mean with its 95 % interval, as a PNG file."""
+def picture(name: str, study: Study, results: Results, path: Path) -> None:
+    """What the study shows, as a PNG file."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.5, 1.2 + 0.42 * len(results)))
-    axes = figure.subplots()
-    for row, (_, runs) in enumerate(results):
-        values = [run.selected for run in runs]
-        axes.plot(values, [row] * len(values), "o", color="#9db4c0", markersize=5, zorder=2)
-        half = half_interval(values)
-        axes.errorbar(
-            mean(values), row, xerr=half, fmt="|", color="#1d3557", capsize=4,
-            markersize=14, markeredgewidth=2.2, zorder=3,
-        )  # fmt: skip
-    axes.set_yticks(range(len(results)), [variant.label for variant, _ in results])
-    axes.invert_yaxis()
-    axes.set_xlabel("top-1 on the reported images, % (dots: seeds; bar: mean, 95 % interval)")
-    axes.set_title(name, loc="left")
-    axes.grid(axis="x", alpha=0.3)
-    axes.spines[["top", "right", "left"]].set_visible(False)
+    if study.over_epochs:
+        figure = Figure(figsize=(10, 4.2))
+        left, right = figure.subplots(1, 2)
+        draw_history(left, study, results)
+        draw_spectra(right, results) if study.shows == "effective_rank" else draw_dots(
+            right, results, "selected"
+        )
+        left.set_title(name, loc="left")
+    else:
+        figure = Figure(figsize=(7.5, 1.2 + 0.42 * len(results)))
+        axes = figure.subplots()
+        draw_dots(axes, results, study.shows)
+        axes.set_title(name, loc="left")
     figure.tight_layout()
     figure.savefig(path, dpi=130)
+
+
+def draw_dots(axes: Any, results: Results, shows: str) -> None:
+    """A line for each variant: its seeds as dots, the mean with its 95 % interval."""
+    rows = [
+        (variant.label, [value for run in runs if (value := getattr(run, shows)) is not None])
+        for variant, runs in results
+    ]
+    rows = [(label, values) for label, values in rows if values]
+    for row, (_, values) in enumerate(rows):
+        axes.plot(values, [row] * len(values), "o", color="#9db4c0", markersize=5, zorder=2)
+        axes.errorbar(
+            mean(values), row, xerr=half_interval(values), fmt="|", color="#1d3557", capsize=4,
+            markersize=14, markeredgewidth=2.2, zorder=3,
+        )  # fmt: skip
+    axes.set_yticks(range(len(rows)), [label for label, _ in rows])
+    axes.invert_yaxis()
+    what = "top-1 on the reported images, %" if shows == "selected" else COLUMNS[shows][0]
+    axes.set_xlabel(f"{what} (dots: seeds; bar: mean, 95 % interval)")
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def draw_history(axes: Any, study: Study, results: Results) -> None:
+    """What the study shows at every evaluation: the mean over seeds, and their range."""
+    for variant, runs in results:
+        curves = [run.history[study.shows] for run in runs if study.shows in run.history]
+        if not curves:
+            continue
+        epochs = [epoch + 1 for epoch in runs[0].history["epoch"]]
+        low, middle, high = (
+            [of(values) for values in zip(*curves, strict=True)] for of in (min, mean, max)
+        )
+        (line,) = axes.plot(epochs, middle, label=variant.label)
+        axes.fill_between(epochs, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    axes.set(xlabel="epoch", ylabel=COLUMNS[study.shows][0])
+    axes.legend(frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_spectra(axes: Any, results: Results) -> None:
+    """Singular values after the last epoch as shares of the largest, the mean over seeds."""
+    for variant, runs in results:
+        spectra = [run.singular_values for run in runs if run.singular_values]
+        if spectra:
+            shares = [[value / max(values[0], 1e-30) for value in values] for values in spectra]
+            axes.plot([mean(values) for values in zip(*shares, strict=True)], label=variant.label)
+    axes.set(xlabel="singular value", ylabel="share of the largest", yscale="log")
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def shown(text: str) -> str:

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,17 @@ from srd.config.fields import NOT_RECIPE, Config
 from srd.config.layers import Layer, differences, flatten, nested, read_yaml, to_mapping
 from srd.errors import RunFailed, UserError
 from srd.evaluation.of_checkpoint import evaluate_checkpoint
-from srd.files.checkpoint import load_file, write_text
-from srd.method.spectrum import effective_rank, singular_values
+from srd.evaluation.shifts import shift_error_of
+from srd.files.checkpoint import write_text
+from srd.method.losses import LOSSES
 from srd.run.folder import RunFolder
+from srd.run.log import read_metrics
 from srd.study.studies import Study, Variant
 from srd.training.train import train
 
 SELECT_FRACTION = 0.2  # where the configuration holds nothing out itself
 SEARCH_SEED = 1000  # of the runs that choose a setting; no reported run has it
+SEEN = ("epoch", "acc1", "effective_rank", "correlation", "agreement")
 TESTED = "tested.json"  # in a run's folder: its accuracies on the reported images
 
 
@@ -41,7 +44,12 @@ class Tested:
         held_out: of that best epoch, on the held-out images.
         best_epoch: from 0.
         effective_rank: of the projector after the last epoch; None without one.
-        chosen: the value of the searched setting.
+        chosen: the value of the searched setting; None where nothing is.
+        correlation: of the projector's inputs and outputs in the last training batch.
+        singular_values: of the projector after the last epoch, the largest first.
+        shift_error: `srd.evaluation.shifts.ShiftError.features` after the last epoch.
+        same_class: of 100 shifted images, how many keep their class.
+        history: `epoch` of each evaluation, and what was seen there.
     """
 
     seed: int
@@ -50,9 +58,14 @@ class Tested:
     held_out: float
     best_epoch: int
     effective_rank: float | None
-    chosen: float
+    chosen: float | None
     seconds: float
     images: int
+    correlation: float | None = None
+    singular_values: list[float] = field(default_factory=list)
+    shift_error: float | None = None
+    same_class: float | None = None
+    history: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +91,15 @@ class Runs:
     """
 
     def __init__(self, name: str, study: Study, shared: Sequence[Layer], budget: Budget) -> None:
-        self.name, self.study, self.shared, self.budget = name, study, shared, budget
-        self.base = self.configured({}, name)
+        self.name = study.runs_of or name
+        self.study, self.shared, self.budget = study, shared, budget
+        self.base = self.configured({}, self.name)
         self.output = Path(self.base.output).expanduser() / name
+
+    def variants(self) -> list[Variant]:
+        """Those whose views would come again within the run, and all others."""
+        epochs = self.base.train.epochs
+        return [v for v in self.study.variants if (v.settings.get("cache.epochs") or 0) < epochs]
 
     def configured(self, settings: Mapping[str, Any], name: str, seed: int = 0) -> Config:
         """The configuration of a run."""
@@ -95,23 +114,28 @@ class Runs:
         Raises:
             UserError: one that cannot be, or a run with other settings.
         """
-        for variant in self.study.variants:
-            factors = variant.search.factors if self.budget.search else (1.0,)
-            for factor in factors:
+        for variant in self.variants():
+            for factor in self.factors(variant):
                 for seed in (*self.budget.seeds, SEARCH_SEED):
                     self.planned(variant, factor, seed)
 
     def all(self) -> Iterator[tuple[Variant, list[Tested]]]:
         """Every variant with its tested runs, as they are done."""
-        for variant in self.study.variants:
-            factor = self.searched(variant) if self.budget.search else 1.0
+        for variant in self.variants():
+            factor = self.searched(variant)
             yield variant, [self.test(variant, factor, seed) for seed in self.budget.seeds]
+
+    def factors(self, variant: Variant) -> tuple[float, ...]:
+        """Those of the variant's searched setting that are tried."""
+        return variant.search.factors if variant.search and self.budget.search else (1.0,)
 
     def searched(self, variant: Variant) -> float:
         """The factor of the variant's searched setting that is best on the held-out images."""
+        if len(factors := self.factors(variant)) == 1:
+            return factors[0]
         scores = {
             factor: self.held_out(self.trained(variant, factor, SEARCH_SEED)[1])
-            for factor in variant.search.factors
+            for factor in factors
         }
         return max(scores, key=lambda factor: (scores[factor], -abs(factor - 1)))
 
@@ -121,8 +145,9 @@ class Runs:
         Raises:
             UserError: it is there with other settings, those of another budget say.
         """
-        value = self.searched_value(variant, factor)
-        settings = {**variant.settings, variant.search.key: value}
+        settings = {**variant.settings, **self.cached(variant, seed)}
+        if variant.search is not None:
+            settings[variant.search.key] = self.searched_value(variant.search.key, factor)
         name = f"{self.name}/{folder_name(variant, factor)}_seed{seed}"
         config = self.configured(settings, name, seed)
         folder = RunFolder(config.output, config.name)
@@ -142,9 +167,24 @@ class Runs:
             train(config)
         return config, folder
 
-    def searched_value(self, variant: Variant, factor: float) -> float:
+    def searched_value(self, key: str, factor: float) -> float:
         """The searched setting itself."""
-        return float(flatten(to_mapping(self.base))[variant.search.key]) * factor
+        return float(flatten(to_mapping(self.base))[key]) * factor
+
+    def cached(self, variant: Variant, seed: int) -> dict[str, Any]:
+        """Settings that let all variants of a seed share what the teacher says, to the bit.
+
+        One cache for each seed, teacher, repetition of views, and thing that losses read.
+        """
+        if not variant.is_taught:
+            return {}
+        settings = {**flatten(to_mapping(self.base)), **variant.settings}
+        reads = LOSSES[settings["distill.loss"]["name"]].reads
+        parts = [settings["teacher.name"], f"seed{seed}"]
+        parts += [reads] if reads in ("tokens", "maps") else []
+        parts += [f"of{count}"] if (count := settings.get("cache.epochs")) else []
+        place = Path(settings["output"]) / "teacher_caches" / "_".join(map(str, parts))
+        return {"cache.path": str(place), "cache.dtype": "float32"}
 
     @staticmethod
     def held_out(folder: RunFolder) -> float:
@@ -160,16 +200,24 @@ class Runs:
         reported = replace(config, data=replace(config.data, select_fraction=None))
         result = folder.finished() or {}
         selected, last = (measured(reported, file) for file in (folder.best, folder.last))
+        rows = read_metrics(folder.metrics, "eval")
+        shifts = shift_error_of(reported, folder.last)
+        search = variant.search
         tested = Tested(
             seed=seed,
             selected=selected.acc1,
             last=last.acc1,
             held_out=self.held_out(folder),
             best_epoch=int(result["best_epoch"]),
-            effective_rank=rank_of_projector(folder.last),
-            chosen=self.searched_value(variant, factor),
+            effective_rank=rows[-1].get("effective_rank"),
+            chosen=self.searched_value(search.key, factor) if search is not None else None,
             seconds=float(result["seconds"]),
             images=last.images,
+            correlation=rows[-1].get("correlation"),
+            singular_values=rows[-1].get("singular_values", []),
+            shift_error=shifts.features,
+            same_class=shifts.same_class,
+            history=history(rows),
         )
         write_text(path, json.dumps(asdict(tested), indent=2) + "\n")
         return tested
@@ -194,8 +242,7 @@ def folder_name(variant: Variant, factor: float) -> str:
     return plain if factor == 1 else f"{plain}_x{factor:g}"
 
 
-def rank_of_projector(checkpoint: Path) -> float | None:
-    """The effective rank of a linear projector; None where there is none."""
-    weights = load_file(checkpoint)["model"]
-    weight = weights.get("distillation_loss.embed.weight")
-    return None if weight is None else effective_rank(singular_values(weight))
+def history(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """What every evaluation saw, each as a list over them."""
+    names = [name for name in SEEN if all(name in row for row in rows)]
+    return {name: [float(row[name]) for row in rows] for name in names}

@@ -1,4 +1,4 @@
-"""The questions, by name: what is exchanged in one recipe, and how each variant is tuned.
+"""The questions, by name: what is exchanged in one recipe, what is looked at, how each variant is tuned.
 
 A new one is an entry in `STUDIES`.
 """
@@ -6,11 +6,14 @@ A new one is an entry in `STUDIES`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+Shown = Literal["selected", "effective_rank", "correlation", "shift_error"]
 
 WEIGHTS = (0.25, 1.0, 4.0)  # factors of a searched setting, the same number for everybody
 RATES = (0.5, 1.0, 2.0)
+CNN, TRANSFORMER = "from a CNN", "from a transformer"  # variants that differ in their teachers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +31,17 @@ class Variant:
     Args:
         label: in tables, and of its runs' folders.
         settings: by dotted name, over those of the configuration.
-        search: what is tuned for it.
+        search: what is tuned for it; None: nothing.
     """
 
     label: str
     settings: Mapping[str, Any]
-    search: Search
+    search: Search | None
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether a teacher has a part in it."""
+        return bool(self.settings.get("distill.loss", {}).get("name") != "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +51,17 @@ class Study:
     Args:
         question: in one sentence.
         source: where the paper asks it.
+        shows: what its picture shows, and its table beside the accuracies.
+        over_epochs: whether the picture shows it at every evaluation, not after the last alone.
+        runs_of: the study whose runs these are; None: its own.
     """
 
     question: str
     source: str
     variants: tuple[Variant, ...]
+    shows: Shown = "selected"
+    over_epochs: bool = False
+    runs_of: str | None = None
 
 
 def student_alone() -> Variant:
@@ -73,15 +87,69 @@ def exchanged(label: str, **settings: Any) -> Variant:
     return with_loss(label, "ablation", **settings)
 
 
+def taught_by(label: str, teacher: str, **place: str) -> Variant:
+    """The paper's loss with another teacher.
+
+    Args:
+        place: its `recipe`, a YAML file that trains it once, or its `checkpoint`.
+    """
+    settings: dict[str, Any] = {"teacher.name": teacher, "distill.loss": {"name": "srd"}}
+    settings |= {"teacher.recipe": None, "teacher.checkpoint": None}
+    settings |= {f"teacher.{key}": value for key, value in place.items()}
+    return Variant(
+        label=label,
+        settings=settings,
+        search=Search(key="distill.repr_weight", factors=WEIGHTS),
+    )
+
+
+def with_teachers(study: Study, places: Mapping[str, tuple[str, str]]) -> Study:
+    """The study with other teachers.
+
+    Args:
+        places: of the label of a variant, the teacher's name and its checkpoint.
+    """
+    variants = (
+        taught_by(v.label, name, checkpoint=place) if (name, place) != ("", "") else v
+        for v in study.variants
+        for name, place in [places.get(v.label, ("", ""))]
+    )
+    return replace(study, variants=tuple(variants))
+
+
+def views(count: int | None) -> Variant:
+    """The paper's loss on views that come again after so many epochs; None: never."""
+    label = "every epoch new (the paper)" if count is None else f"{count} views of an image"
+    settings = {"distill.loss": {"name": "srd"}, "cache.epochs": count}
+    return Variant(label=label, settings=settings, search=None)
+
+
+NORMALISATIONS = (
+    student_alone(),
+    *(exchanged(name, normalisation=name) for name in ("none", "l2", "group", "layer")),
+    exchanged("batch (the paper)", normalisation="batch"),
+)
+PROJECTORS = (
+    student_alone(),
+    exchanged("frozen (first release)", projector="frozen"),
+    exchanged("orthonormal", projector="orthonormal"),
+    exchanged("linear (the paper)", projector="linear"),
+    *(exchanged(f"mlp, {n} hidden", projector="mlp", hidden_layers=n) for n in (1, 2, 3)),
+)
+
 STUDIES: dict[str, Study] = {
     "normalisation": Study(
         question="Does the normalisation of both representations decide what the projector learns?",
-        source="table 1 and figure 2 of the paper",
-        variants=(
-            student_alone(),
-            *(exchanged(name, normalisation=name) for name in ("none", "l2", "group", "layer")),
-            exchanged("batch (the paper)", normalisation="batch"),
-        ),
+        source="table 1 of the paper",
+        variants=NORMALISATIONS,
+    ),
+    "spectrum": Study(
+        question="Do the projector's singular values fall under each normalisation?",
+        source="figure 2 of the paper",
+        variants=NORMALISATIONS,
+        shows="effective_rank",
+        over_epochs=True,
+        runs_of="normalisation",
     ),
     "distance": Study(
         question="Does the LogSum distance soften the gap between student and teacher?",
@@ -103,13 +171,30 @@ STUDIES: dict[str, Study] = {
     "projector": Study(
         question="Must the projector learn, and is a linear one enough?",
         source="figure 3 of the paper; the first release trained with a frozen one, unnoticed",
+        variants=PROJECTORS,
+    ),
+    "decorrelation": Study(
+        question="Does the projector decorrelate what goes in from what comes out?",
+        source="figure 3 of the paper",
+        variants=PROJECTORS,
+        shows="correlation",
+        over_epochs=True,
+        runs_of="projector",
+    ),
+    "equivariance": Study(
+        question="Does a transformer learn to move with its images from a convolutional teacher?",
+        source="table 7 of the paper",
         variants=(
             student_alone(),
-            exchanged("frozen (first release)", projector="frozen"),
-            exchanged("orthonormal", projector="orthonormal"),
-            exchanged("linear (the paper)", projector="linear"),
-            *(exchanged(f"mlp, {n} hidden", projector="mlp", hidden_layers=n) for n in (1, 2, 3)),
+            taught_by(CNN, "regnety_002", recipe="configs/digits/teacher.yaml"),
+            taught_by(TRANSFORMER, "vit_tiny_patch16_224", recipe="configs/digits/vit.yaml"),
         ),
+        shows="shift_error",
+    ),
+    "views": Study(
+        question="How many views of an image does a student need, if a cache keeps the teacher's words?",
+        source="not of the paper: the price of `cache.epochs`",
+        variants=(student_alone(), *(views(count) for count in (1, 3, 10, 30, None))),
     ),
     "rivals": Study(
         question="How does the paper's loss stand beside others, with equal budgets and searches?",

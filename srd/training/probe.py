@@ -5,6 +5,7 @@ Nothing that is looked at changes: no random number is drawn, no statistic moves
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,15 +22,24 @@ class ProjectorProbe:
     """Spectrum of a loss's projector, and how its outputs correlate with its inputs.
 
     Args:
-        loss: a representation loss; one without a linear `projector` has nothing to show.
+        loss: a representation loss; one without a linear `projector` has no spectrum, and only one
+            that can `project` has a correlation without it.
     """
 
     def __init__(self, loss: nn.Module | None) -> None:
         projector = getattr(loss, "projector", None)
         self.projector = projector if isinstance(projector, nn.Linear) else None
+        self.project: Callable[[Tensor], Tensor] | None = getattr(loss, "project", None)
+        if self.projector is not None:
+            self.project = self._linear
         self.inputs: Tensor | None = None
-        if loss is not None and self.projector is not None:
+        if loss is not None and self.project is not None:
             loss.register_forward_pre_hook(self._keep)
+
+    def _linear(self, inputs: Tensor) -> Tensor:
+        assert self.projector is not None
+        weight, bias = self.projector.weight, self.projector.bias
+        return F.linear(inputs, *(p if p is None else p.to(inputs.dtype) for p in (weight, bias)))
 
     def _keep(self, loss: nn.Module, arguments: tuple[Any, ...]) -> None:
         """Keep some of the student's representations (B, ..., D_s) of a training batch."""
@@ -40,14 +50,10 @@ class ProjectorProbe:
     @torch.no_grad()
     def last_batch(self) -> dict[str, float]:
         """`correlation` of the last training batch, over all processes; {} before the first."""
-        if self.projector is None or self.inputs is None:
+        if self.project is None or self.inputs is None:
             return {}
         inputs = reduce.gather(self.inputs)
-        weight, bias = self.projector.weight, self.projector.bias
-        outputs = F.linear(
-            inputs, *(p if p is None else p.to(inputs.dtype) for p in (weight, bias))
-        )
-        found = correlation(inputs, outputs)
+        found = correlation(inputs, self.project(inputs))
         return {} if found is None else {"correlation": found}
 
     @torch.no_grad()

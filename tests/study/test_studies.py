@@ -14,18 +14,20 @@ from srd.errors import UserError
 from srd.run.folder import RunFolder
 from srd.study.results import half_interval, spread, table
 from srd.study.runs import Budget, Runs, Tested
-from srd.study.studies import STUDIES, Study, exchanged, student_alone
+from srd.study.studies import CNN, STUDIES, Study, exchanged, student_alone, views, with_teachers
 
 SMALL = Study(
     question="Does it run?",
     source="no table",
     variants=(student_alone(), exchanged("linear (the paper)", projector="linear")),
 )
+CURVES = replace(SMALL, shows="effective_rank", over_epochs=True, runs_of="small")
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, narrow: None) -> None:
     monkeypatch.setitem(STUDIES, "small", SMALL)
+    monkeypatch.setitem(STUDIES, "curves", CURVES)
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -34,9 +36,12 @@ def test_every_variant_is_a_configuration(name: str, recipe: Path, tmp_path: Pat
     budget = Budget(seeds=(0,), search=True, layers=[Layer("", {"output": str(tmp_path)})])
     runs = Runs(name, STUDIES[name], shared, budget)
     runs.check()
-    labels = [variant.label for variant in STUDIES[name].variants]
+    variants = STUDIES[name].variants
+    labels = [variant.label for variant in variants]
     assert len(set(labels)) == len(labels) and "alone" in labels
-    assert {len(variant.search.factors) for variant in STUDIES[name].variants} == {3}
+    searches = [variant.search for variant in variants if variant.search is not None]
+    assert {len(search.factors) for search in searches} == {3}
+    assert len(searches) == len(variants) or name == "views"
 
 
 def test_a_study_from_the_command_to_its_page(
@@ -60,6 +65,14 @@ def test_a_study_from_the_command_to_its_page(
     command.run(arguments)
     assert run.last.stat().st_mtime_ns == before, "what is there is taken up"
     assert "small.md" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "teacher_caches").iterdir()] == ["test_byobnet_seed0"]
+    assert linear["history"]["effective_rank"] == [linear["effective_rank"]]
+    assert linear["shift_error"] is None, "a map of one position"
+    assert 0 <= linear["same_class"] <= 100
+    command.run(["curves", *arguments[1:]])
+    assert run.last.stat().st_mtime_ns == before, "another study looks at the same runs"
+    curves = (tmp_path / "curves/curves.md").read_text()
+    assert "effective rank of P" in curves and (tmp_path / "curves/curves.png").is_file()
     with pytest.raises(
         UserError, match=r"alone_seed0 was trained with other settings \(train\.epochs"
     ):
@@ -77,6 +90,7 @@ def test_a_setting_is_searched_on_what_is_held_out(
     runs = Runs("small", SMALL, shared, Budget(seeds=(0,), search=True, layers=layers))
     variant = SMALL.variants[1]
     best = runs.searched(variant)
+    assert variant.search is not None
     scores = {
         factor: runs.held_out(runs.trained(variant, factor, 1000)[1])
         for factor in variant.search.factors
@@ -95,6 +109,9 @@ def test_a_setting_is_searched_on_what_is_held_out(
         (["alpha", "--seed=1"], "unknown argument --seed (did you mean '--seeds'?)"),
         (["alpha", "--epochs=0"], "train.epochs"),
         (["alpha", "--set=optim.lr=-1"], "optim.lr"),
+        (["alpha", "--cnn=resnet18=x"], "--cnn resnet18=x: has no effect in this study"),
+        (["equivariance", "--cnn=resnet18"], "expected NAME=FILE"),
+        (["equivariance", "--config=configs/own.yaml"], "--cnn NAME=FILE --transformer NAME=FILE"),
         (["alpha", "--set=seed=3"], "seed has no effect, the study sets it"),
         (["alpha", "--set=distill.alpha=3"], "distill.alpha has no effect"),
     ],
@@ -114,6 +131,27 @@ def test_the_interval_is_students() -> None:
 def test_a_table_shows_what_was_chosen() -> None:
     run = Tested(seed=0, selected=50, last=40, held_out=60, best_epoch=3, effective_rank=None,
                  chosen=0.25, seconds=1, images=10)  # fmt: skip
-    row = table([(SMALL.variants[1], [run, replace(run, seed=1, selected=52)])]).splitlines()[-1]
+    row = table(
+        SMALL, [(SMALL.variants[1], [run, replace(run, seed=1, selected=52)])]
+    ).splitlines()[-1]
     assert row.startswith("| linear (the paper) | 51.0 ± 1.4 (")
     assert row.endswith("| 40.0 ± 0.0 (40.0 to 40.0) |  | distill.repr_weight 0.25 | 2 |")
+
+
+def test_views_that_would_not_come_again_are_left_out(recipe: Path, tmp_path: Path) -> None:
+    study = replace(SMALL, variants=(student_alone(), *map(views, (1, 2, 3, None))))
+    shared = [Layer(str(recipe), read_yaml(recipe)), Layer("", {"output": str(tmp_path)})]
+    runs = Runs("views", study, shared, Budget(seeds=(0,), search=True))
+    runs.check()
+    assert runs.base.train.epochs == 2
+    repeats = [v.settings.get("cache.epochs") for v in runs.variants() if v.is_taught]
+    assert repeats == [1, None]
+    places = {str(runs.planned(v, 1.0, 0)[0].cache.path) for v in runs.variants()[1:]}
+    assert len(places) == 2, "views that come again have a cache of their own"
+
+
+def test_teachers_of_ones_own() -> None:
+    study = with_teachers(STUDIES["equivariance"], {CNN: ("resnet10t", "runs/mine")})
+    mine = next(variant.settings for variant in study.variants if variant.label == CNN)
+    assert mine["teacher.name"] == "resnet10t" and mine["teacher.checkpoint"] == "runs/mine"
+    assert mine["teacher.recipe"] is None
