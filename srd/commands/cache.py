@@ -87,10 +87,14 @@ def verify(folder: Path, flags: Any) -> None:
 
 
 def configure(flags: Any, more: Sequence[Layer]) -> Any:
-    """The configuration of the run whose teacher is meant."""
+    """The configuration of the run whose teacher is meant, its preset filled in."""
     from srd.config.effects import configure
 
-    return configure(shared(flags), [*given(flags), *more], "student")
+    layers = shared(flags), [*given(flags), *more]
+    configure(*layers, "student")  # mistakes are told before torch is imported
+    from srd.training.presets import configure_training
+
+    return configure_training(*layers, "student").config
 
 
 def parse_part(text: str | None) -> tuple[int, int] | None:
