@@ -76,9 +76,9 @@ def measure(sizes: Sizes, device: torch.device) -> Iterator[Line]:
 
 def open_cache(folder: Path, sizes: Sizes, teacher: LoadedTeacher, steps: int) -> OpenCache:
     """A cache for the teacher's features and logits, in float16."""
-    fields = {"features": (teacher.width("features", sizes.image_size),), "logits": (CLASSES,)}
+    width = teacher.width("features", sizes.image_size)
     shapes = Shapes(
-        fields=fields,
+        fields={"features": (width,), "logits": (CLASSES,)},
         dtype="float16",
         top_logits=None,
         exact="float32",

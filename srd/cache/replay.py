@@ -163,6 +163,9 @@ class Replay:
 
     def _record(self, key: Key, columns: Values) -> None:
         self.recorder.put(*key, columns)
+        if isinstance(self.recorder.failure, UserError):
+            self._told = True
+            raise self.recorder.failure
         self._tell_failure()
 
     def _tell_failure(self) -> None:

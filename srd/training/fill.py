@@ -17,7 +17,7 @@ from srd.data.inputs import Inputs, open_inputs
 from srd.data.loader import make_loader, to_device
 from srd.device import Precision, choose_device, set_determinism
 from srd.distributed import processes
-from srd.errors import RunFailed, UserError
+from srd.errors import UserError
 from srd.models.teacher import LoadedTeacher
 from srd.run.log import RunLog
 from srd.training.cached_teacher import arrange, as_values, load_teacher
@@ -153,11 +153,11 @@ def fill(config: Config, part: Share | None = None) -> None:
                             recorder.put(epoch, step, columns)
                             bar.advance(1, {"epoch": str(epoch)})
                             if recorder.failure is not None:
-                                raise RunFailed(recorder.failure)
+                                raise recorder.failure
         finally:
             recorder.close()
         if recorder.failure is not None:
-            raise RunFailed(recorder.failure)
+            raise recorder.failure
         processes.barrier()
         lacking = sum(map(len, opened.missing(cache.epochs).values()))
         rest = (
