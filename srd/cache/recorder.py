@@ -158,14 +158,12 @@ class Recorder:
 
 def check_kept(columns: Values) -> None:
     """Raise a UserError for values that are no numbers, or that float16 cut off."""
-    for name, value in columns.items():
+    for column, value in columns.items():
         if not value.is_floating_point():
             continue
-        largest = value.abs().max().item()
+        name, largest = column.partition(".")[0], value.abs().max().item()
         if not math.isfinite(largest):
-            raise UserError(
-                f"the teacher says {name} that are no finite numbers: none are recorded"
-            )
+            raise UserError(f"the teacher says {name} that are no finite numbers")
         if value.dtype == torch.float16 and largest >= MOST_HALF:
             raise UserError(
                 f"the teacher says {name} beyond {MOST_HALF:,.0f}, the most that float16 holds: set "
