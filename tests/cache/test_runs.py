@@ -342,17 +342,3 @@ def test_killed_while_recording(
 ) -> None:
     monkeypatch.setattr(shards, "SHARD_STEPS", 2)
     assert_goes_on(tmp_path / "c", train, recipe, tmp_path / "runs", 9, online)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("at", [1, 2, 3, 5, 6, 7, 8, 11])
-def test_killed_at_any_step(
-    tmp_path: Path,
-    train: Train,
-    recipe: Path,
-    online: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    at: int,
-) -> None:
-    monkeypatch.setattr(shards, "SHARD_STEPS", 2)
-    assert_goes_on(tmp_path / "c", train, recipe, tmp_path / "runs", at, online)
