@@ -186,6 +186,9 @@ def test_views_repeat_after_k_epochs(tmp_path: Path, train: Train, cache: Path) 
     outcome, replayed = train("replayed", *more, f"--teacher-cache={cache}", EXACT)
     assert outcome.code == 0 and "6 of 6 steps are there" in outcome.err
     replayed.assert_same(online)
+    outcome, _ = train("longer", "--epochs=4", "--set=cache.epochs=1", f"--teacher-cache={cache}",
+                       EXACT, "--distillation=none")  # fmt: skip
+    assert outcome.code == 0 and "the loss none reads no teacher: no cache is used" in outcome.err
     outcome, _ = train("many", "--set=cache.epochs=3")
     assert outcome.code == 2 and "cache.epochs 3 is more than the 2 epochs" in outcome.err
 
@@ -278,6 +281,8 @@ def test_a_cache_that_cannot_be_written(
     outcome, run = train("whole", f"--teacher-cache={cache}", EXACT)
     assert outcome.code == 0
     run.assert_same(online)
+    outcome, _ = train("measured", f"--teacher-cache={cache}", EXACT, "--set=teacher.evaluate=true")
+    assert outcome.code == 0
     shutil.rmtree(cache / "epoch_0001")
     outcome, _ = train("hole", f"--teacher-cache={cache}", EXACT)
     assert outcome.code == 2 and "lacks steps of this run, and cannot be written" in outcome.err
