@@ -59,6 +59,11 @@ def run(options: Options) -> None:
         )
         training = check_sections(recipe.config, options.config)
         processes.check_same([recipe.settings, options.seed])
+        if training[1:] and cache_of(recipe, options):
+            raise UserError(
+                "run.teacher_cache: each stage asks its teacher for other layers, of other batches, and "
+                "a cache holds one answer for each image: leave it out of a run in stages"
+            )
         precision = Precision.choose(recipe.run.amp, device)
         set_determinism(recipe.run.deterministic)
         with seeded(INIT, options.seed):
@@ -102,16 +107,11 @@ def train(
     """Train the box's student, test the best one, and leave a run's folder."""
     if options.extend and len(spans) > 1:
         raise UserError("--extend: a run in stages cannot be extended")
-    if (path := cache_of(recipe, options)) and len(spans) > 1:
-        raise UserError(
-            "run.teacher_cache: each stage asks its teacher for other layers, of other batches, and a "
-            "cache holds one answer for each image: leave it out of a run in stages"
-        )
     seed, epochs = options.seed, [span.end - span.first for span in spans]
     stage = open_stage(box, recipe, models, precision, stage=0, epochs=epochs[0], seed=seed)
     measured = models._replace(teacher=None) if models.teacher_lacks else models
     cache = None
-    if path:
+    if path := cache_of(recipe, options):
         cache = open_cache(path, recipe, seed, models, box, stage.inputs, precision, epochs[0])
     identity = Identity(
         model=models.student_name,

@@ -38,6 +38,14 @@ def measure(sizes: Sizes, device: torch.device) -> Iterator[Line]:
     task = our_task(config, teacher, precision)
     step, alone = stepping(task, config, precision, batch), our_step(config, None, precision, batch)
     steps = STEPS[device.type]
+    shapes = Shapes(
+        fields={"features": (teacher.width("features", sizes.image_size),), "logits": (CLASSES,)},
+        dtype="float16",
+        top_logits=None,
+        exact="float32",
+        batch_size=sizes.batch_size,
+        steps=steps,
+    )
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
         folder = Path(name) / "cache"
 
@@ -47,7 +55,7 @@ def measure(sizes: Sizes, device: torch.device) -> Iterator[Line]:
                 step()
 
         def replay() -> None:
-            cached(task, step, teacher, open_cache(folder, sizes, teacher, steps), device)
+            cached(task, step, teacher, open_cache(folder, teacher, shapes), device)
 
         def recording() -> None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -59,7 +67,7 @@ def measure(sizes: Sizes, device: torch.device) -> Iterator[Line]:
 
         calls = {"alone": student, "online": online, "recording": recording, "replay": replay}
         times = in_turn(calls, seconds=2 * sizes.seconds, device=device)
-        row_bytes = open_cache(folder, sizes, teacher, steps).shelf.layout.row_bytes
+        row_bytes = open_cache(folder, teacher, shapes).shelf.layout.row_bytes
     for ours, reference, note in (
         ("online", "alone", "without a cache; reference: without a teacher"),
         ("recording", "online", "reference: online"),
@@ -74,17 +82,8 @@ def measure(sizes: Sizes, device: torch.device) -> Iterator[Line]:
         )
 
 
-def open_cache(folder: Path, sizes: Sizes, teacher: LoadedTeacher, steps: int) -> OpenCache:
-    """A cache for the teacher's features and logits, in float16."""
-    width = teacher.width("features", sizes.image_size)
-    shapes = Shapes(
-        fields={"features": (width,), "logits": (CLASSES,)},
-        dtype="float16",
-        top_logits=None,
-        exact="float32",
-        batch_size=sizes.batch_size,
-        steps=steps,
-    )
+def open_cache(folder: Path, teacher: LoadedTeacher, shapes: Shapes) -> OpenCache:
+    """The cache in a folder, looked into anew."""
     about = Recorded(teacher.name, "random", True)
     return OpenCache.at(folder, Manifest(FORMAT, about, shapes, {}, {}))
 
