@@ -11,7 +11,7 @@ from typing import Any
 
 from srd.config.fields import Config
 from srd.config.layers import Layer, flatten
-from srd.config.sweep import Combination, combinations
+from srd.config.sweep import Combination, check_one_cache, combinations
 from srd.errors import RunFailed, UserError
 
 Configure = Callable[[Sequence[Layer], Sequence[Layer]], Config]
@@ -52,6 +52,8 @@ def plan(
         name = f"{config.name}_{combination.suffix}"
         layers.append(Layer("--sweep", {"name": name}))
         planned.append((combination, replace(config, name=name), layers))
+    if any(config.cache.path for _, config, _ in planned):
+        check_one_cache([combination for combination, _, _ in planned])
     return planned
 
 

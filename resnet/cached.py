@@ -25,6 +25,7 @@ from srd.cache.replay import OpenCache, Replay
 from srd.data.fingerprint import fingerprint
 from srd.device import Precision
 from srd.errors import UserError
+from srd.training.cached_teacher import At
 from srd.training.run_cache import RunCache, lacking, look_into, weights_hash
 
 OUTPUT = ".:output"  # what the teacher itself gives, beside `layer:output` of its hooks
@@ -166,14 +167,14 @@ def teaching(
     models: Models,
     precision: Precision,
     tell: Callable[[str], object],
-) -> Iterator[Callable[[int], object]]:
+) -> Iterator[At]:
     """The box's teacher behind the run's cache, where there is one.
 
     Yields:
-        What is to be called with the number of every update before it is made.
+        What is to be called with the place of every batch before it is taught.
     """
     if run is None:
-        yield lambda update: None
+        yield lambda place: None
         return
 
     def load() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ from srd.files.checkpoint import save_state
 from srd.files.weights import load_into
 from srd.run.extension import Pace
 from srd.run.folder import RunFolder
+from srd.training.cached_teacher import At
 from srd.training.comparison import Comparison
 from srd.training.loop import Loop
 from srd.training.parts import Span, TrainData
@@ -59,6 +59,11 @@ def run(options: Options) -> None:
         )
         training = check_sections(recipe.config, options.config)
         processes.check_same([recipe.settings, options.seed])
+        if training[1:] and cache_of(recipe, options):
+            raise UserError(
+                "run.teacher_cache: each stage asks its teacher for other layers, of other batches, and "
+                "a cache holds one answer for each image: leave it out of a run in stages"
+            )
         precision = Precision.choose(recipe.run.amp, device)
         set_determinism(recipe.run.deterministic)
         with seeded(INIT, options.seed):
@@ -102,13 +107,11 @@ def train(
     """Train the box's student, test the best one, and leave a run's folder."""
     if options.extend and len(spans) > 1:
         raise UserError("--extend: a run in stages cannot be extended")
-    if (path := cache_of(recipe, options)) and (options.extend or len(spans) > 1):
-        raise UserError("run.teacher_cache: not with --extend, nor for a run in stages")
     seed, epochs = options.seed, [span.end - span.first for span in spans]
     stage = open_stage(box, recipe, models, precision, stage=0, epochs=epochs[0], seed=seed)
     measured = models._replace(teacher=None) if models.teacher_lacks else models
     cache = None
-    if path:
+    if path := cache_of(recipe, options):
         cache = open_cache(path, recipe, seed, models, box, stage.inputs, precision, epochs[0])
     identity = Identity(
         model=models.student_name,
@@ -215,26 +218,26 @@ def make_loop(
     precision: Precision,
     span: Span,
     comparison: Comparison,
-    at: Callable[[int], object],
+    at: At,
 ) -> Loop:
     """The loop of a stage with everything that it needs.
 
     Args:
-        at: is told the number of every update before it is made.
+        at: is told the place of every batch before it is taught.
     """
     inputs, classes = stage
     task = BoxTask(box, models, precision)
     schedule = BoxSchedule(box) if box.lr_scheduler is not None else None
 
-    def ready(items: Any, updates: int) -> Items:
-        at(updates)
-        epoch, step = divmod(updates - span.updates, len(inputs.batches))
+    def ready(items: Any, place: int) -> Items:
+        at(place)
+        epoch, step = divmod(place, len(inputs.batches))
         if boxes.counts_images(box):
             boxes.give_keys(box, inputs.batches.keys(span.first + epoch, step))
         batch = split_items(items)
         check_targets(batch[1], classes)
-        if updates == 0:
-            session.log.pictures(batch[0], updates)
+        if span.first + place == 0:
+            session.log.pictures(batch[0], 0)
         return to_device(batch, precision, channels_last=recipe.run.channels_last)
 
     val = eval_loader(box.val_data_loader, precision, options.seed)

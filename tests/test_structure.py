@@ -40,8 +40,8 @@ ROOMS = {
         "models", "run", "streams",
     },
     "bench": {
-        "config", "data", "device", "distributed", "evaluation", "files", "method", "models", "run",
-        "training",
+        "cache", "config", "data", "device", "distributed", "evaluation", "files", "method", "models",
+        "run", "training",
     },
     "study": {"config", "errors", "evaluation", "files", "method", "printable", "run", "training"},
     "commands": {

@@ -24,6 +24,7 @@ from srd.models.students import open_student
 from srd.models.teacher import FrozenTeacher, LoadedTeacher, Normalization
 from srd.training.build import make_task, prepare
 from srd.training.optim import create_optimizer
+from srd.training.task import DistillationTask
 from srd.training.update import update
 
 CLASSES = 1000
@@ -99,9 +100,21 @@ def our_step(
     config: Config, teacher: LoadedTeacher | None, precision: Precision, batch: Batch
 ) -> Step:
     """The step that `srd.training.loop` makes, from a batch in memory."""
+    return stepping(our_task(config, teacher, precision), config, precision, batch)
+
+
+def our_task(
+    config: Config, teacher: LoadedTeacher | None, precision: Precision
+) -> DistillationTask:
+    """A student, and a teacher where there is one."""
     distill = config.distill if teacher else Distill(loss=NoSettings())
     task = make_task(config, "student", distill, CLASSES, teacher, precision)
     prepare(task, teacher, replace(config, distill=distill), precision)
+    return task
+
+
+def stepping(task: DistillationTask, config: Config, precision: Precision, batch: Batch) -> Step:
+    """Makes a task's updates, each of the same batch."""
     optimizer = create_optimizer(
         task.train(), config.optim, batch_size=len(batch.targets), device=precision.device
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -91,23 +90,27 @@ def prune(folder: Path, epochs: int | None) -> Iterator[str]:
     freed = count = 0
     for epoch in epochs_in(cache):
         place = cache.shelf.epoch_folder(epoch)
+        if place.is_symlink():
+            yield f"{place} is a link: what it leads to is left as it is"
+            continue
+        whole = epochs is not None and epoch >= epochs
         turns = [Turn(path) for path in place.glob(".turn_*")]
         try:
             if not all(turn.taken for turn in turns):
                 yield f"{place} is being recorded: left as it is"
                 continue
-            whole = epochs is not None and epoch >= epochs
             useless = [*place.glob("*.damaged"), *place.glob(".*.part")]
-            files = list(place.iterdir()) if whole else useless
+            files = [*useless, *place.glob("steps_*.safetensors")] if whole else useless
             files += [path for path in cache.shelf.cut if path.parent == place and not whole]
             for path in files:
                 freed, count = freed + path.stat().st_size, count + 1
                 path.unlink(missing_ok=True)
-            if whole:
-                shutil.rmtree(place, ignore_errors=True)
         except OSError as error:
             raise RunFailed(f"cannot prune {place} ({error.strerror or error})") from None
         finally:
             for turn in turns:
                 turn.release()
+        if whole:
+            with suppress(OSError):  # there is something that is none of ours
+                place.rmdir()
     yield f"{folder}: {count} files removed, {in_units(freed)}"

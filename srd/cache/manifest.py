@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from dataclasses import asdict
 from importlib.metadata import version
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from pydantic.dataclasses import dataclass
 
+from srd.cache.codec import LOGITS
 from srd.config.fields import Cache
 from srd.config.layers import Layer, build, differences, to_mapping
 from srd.errors import RunFailed, UserError
@@ -23,6 +25,7 @@ from srd.strict import STRICT, Count
 
 NAME = "manifest.json"
 FORMAT = 1
+MOST_VALUES, MOST_ROWS = 2**26, 2**31  # of an image's field; of an epoch
 # What draws the views, and computes the outputs: distribution, and how much of its version counts.
 PACKAGES = {"torch": 2, "torchvision": 2, "timm": 3, "pillow": 2}
 
@@ -117,7 +120,12 @@ def read_manifest(folder: Path) -> Manifest | None:
     except (ValueError, RecursionError):
         raise UserError(f"{folder / NAME} is damaged: it is no JSON; record a new cache") from None
     try:
-        return build(Manifest, [Layer("", values)])
+        if _is_deep(values, LIMITS.depth):
+            raise UserError(f"more than {LIMITS.depth} containers in one another")
+        manifest = build(Manifest, [Layer("", values)])
+        _check_sizes(manifest.shapes)
+        assert manifest.cache  # its settings are some that there are
+        return manifest
     except UserError as error:
         raise UserError(f"{folder / NAME} is damaged ({error}): record a new cache") from None
 
@@ -154,9 +162,10 @@ def check_same(folder: Path, there: Manifest, ours: Manifest) -> None:
 
     `ours` may lack what only a loaded teacher tells: its hash, its fields.
     """
-    ignore = ["shapes.fields"]
+    # Whether it knows the classes is whether its logits are kept: the fields say it.
+    ignore = ["shapes.fields", "teacher.knows_classes"]
     if not ours.teacher.sha256:
-        ignore += ["teacher.sha256", "teacher.knows_classes"]
+        ignore.append("teacher.sha256")
     changed = differences(asdict(there), asdict(ours), ignore)
     if lacking := [n for n in ours.shapes.fields if n not in there.shapes.fields]:
         changed.append(f"fields: {', '.join(there.shapes.fields)} -> {', '.join(lacking)} too")
@@ -172,10 +181,29 @@ def check_same(folder: Path, there: Manifest, ours: Manifest) -> None:
         )
 
 
+def _check_sizes(shapes: Shapes) -> None:
+    """Raise a UserError for rows that no teacher has: they would be made room for."""
+    for name, shape in shapes.fields.items():
+        if not 1 <= len(shape) <= (1 if name == LOGITS else 3) or math.prod(shape) > MOST_VALUES:
+            raise UserError(f"shapes.fields.{name} {list(shape)} is no row of an image")
+    if (shapes.top_logits or 0) >= min(shapes.fields.get(LOGITS, (math.inf,))):
+        raise UserError(f"shapes.top_logits {shapes.top_logits}: there are not so many")
+    if shapes.batch_size * shapes.steps > MOST_ROWS:
+        raise UserError(f"shapes: {shapes.steps} steps of {shapes.batch_size} images are too many")
+
+
+def _is_deep(value: Any, left: int) -> bool:
+    """Whether more than `left` containers are in one another."""
+    if not isinstance(value, (dict, list)):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return left == 0 or any(_is_deep(each, left - 1) for each in inner)
+
+
 def _short(change: str) -> str:
     """A difference without the name of its section, and with hashes of eight digits."""
     change = change.removeprefix("recipe.")
-    words = [word[:8] if len(word) == 64 and word.isalnum() else word for word in change.split(" ")]
+    words = [word[:8] if len(word) == 64 and word.isalnum() else word for word in change.split()]
     text = " ".join(words)
     return text if len(text) <= 120 else text[:117] + "..."
 

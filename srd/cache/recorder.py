@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import shutil
 import threading
@@ -12,9 +13,9 @@ from typing import NamedTuple
 
 import torch
 
-from srd.cache.codec import Values
+from srd.cache.codec import MOST_HALF, Values
 from srd.cache.shards import CHECK, Shelf, checksums, positions
-from srd.errors import RunFailed
+from srd.errors import RunFailed, UserError
 from srd.run.lock import Turn
 
 WAITING = 64  # steps that may be on their way to the disk
@@ -45,13 +46,14 @@ class Recorder:
     """Writes the rows of one share of the batch.
 
     Parts that another process is recording are left to it. Where writing fails, a disk that is full
-    say, nothing more is recorded, and `failure` says why: nothing is raised.
+    say, or the values are none that can be kept (a UserError), nothing more is recorded, and
+    `failure` says why: nothing is raised.
     """
 
     def __init__(self, shelf: Shelf, rank: int, world: int) -> None:
         self.shelf, self.rank, self.world = shelf, rank, world
         self.share = positions(shelf.layout.batch_size, rank, world)
-        self.failure: str | None = None
+        self.failure: RunFailed | UserError | None = None
         self._part: Part | None = None
         self._queue: queue.Queue[Rows | Callable[[], None] | None] = queue.Queue(WAITING)
         self._thread = threading.Thread(target=self._work, name="teacher cache", daemon=True)
@@ -104,10 +106,11 @@ class Recorder:
                     self._add(item)
                 else:
                     item()
-            except RunFailed as error:
-                self.failure = str(error)
+            except (RunFailed, UserError) as error:
+                self.failure = self.failure or error
             except OSError as error:
-                self.failure = f"cannot write {self.shelf.folder} ({error.strerror or error})"
+                reason = error.strerror or error
+                self.failure = RunFailed(f"cannot write {self.shelf.folder} ({reason})")
 
     def _add(self, rows: Rows) -> None:
         part = rows.part
@@ -116,6 +119,7 @@ class Recorder:
         if rows.arrived is not None:
             rows.arrived.synchronize()
         whole = {name: value.contiguous() for name, value in rows.columns.items()}
+        check_kept(whole)
         layout, share = self.shelf.layout, self.share
         sums = checksums(whole, part.epoch, rows.step, share, layout.columns, range(len(share)))
         whole[CHECK] = torch.tensor([total for _, total in sums], dtype=torch.int64)
@@ -150,3 +154,18 @@ class Recorder:
             if first.isdecimal() and self.shelf.layout.chunk(int(first)) == part.chunk:
                 with suppress(OSError):
                     leftover.unlink()
+
+
+def check_kept(columns: Values) -> None:
+    """Raise a UserError for values that are no numbers, or that float16 cut off."""
+    for column, value in columns.items():
+        if not value.is_floating_point():
+            continue
+        name, largest = column.partition(".")[0], value.abs().max().item()
+        if not math.isfinite(largest):
+            raise UserError(f"the teacher says {name} that are no finite numbers")
+        if value.dtype == torch.float16 and largest >= MOST_HALF:
+            raise UserError(
+                f"the teacher says {name} beyond {MOST_HALF:,.0f}, the most that float16 holds: set "
+                "cache.dtype=float32"
+            )

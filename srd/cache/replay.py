@@ -102,12 +102,12 @@ class Replay:
         share = processes.rank(), processes.world_size()
         self.reader = Reader(cache.shelf, *share, pinned=device.type == "cuda")
         self.recorder = Recorder(cache.shelf, *share)
-        self.update, self._told = 0, False
+        self.place, self._told = 0, False
         self._strangest = torch.zeros((), device=device)
 
-    def at(self, update: int) -> None:
-        """The step that comes is the run's update of this number."""
-        self.update = update
+    def at(self, place: int) -> None:
+        """The batch that comes is the one after so many steps, in epochs of this cache's length."""
+        self.place = place
 
     def values(self, images: Tensor, compute: Callable[[], Mapping[str, Tensor]]) -> Values:
         """The fields of this step's images, this process's share of the batch.
@@ -116,7 +116,7 @@ class Replay:
             UserError: the images are not those that were recorded, or a shard is damaged and there
                 is no teacher.
         """
-        key, view = self._key(self.update), of_view(images)
+        key, view = self._key(self.place), of_view(images)
         stored = self._stored(key)
         if stored is None:
             columns = {**self.cache.codec.encode(compute()), VIEW: view}
@@ -133,12 +133,12 @@ class Replay:
         self.recorder.close()
         self._tell_failure()
 
-    def _key(self, update: int) -> Key:
-        epoch, step = divmod(update, self.cache.shelf.layout.steps)
+    def _key(self, place: int) -> Key:
+        epoch, step = divmod(place, self.cache.shelf.layout.steps)
         return (epoch % self.repeat if self.repeat else epoch, step)
 
     def _ahead(self) -> Iterator[Key]:
-        yield from (self._key(self.update + next) for next in range(1, AHEAD + 1))
+        yield from (self._key(self.place + next) for next in range(1, AHEAD + 1))
 
     def _stored(self, key: Key) -> Values | None:
         while True:
@@ -163,6 +163,9 @@ class Replay:
 
     def _record(self, key: Key, columns: Values) -> None:
         self.recorder.put(*key, columns)
+        if isinstance(self.recorder.failure, UserError):
+            self._told = True
+            raise self.recorder.failure
         self._tell_failure()
 
     def _tell_failure(self) -> None:
@@ -173,7 +176,7 @@ class Replay:
     def _compare(self, key: Key, recorded: Tensor, view: Tensor) -> None:
         """Raise a UserError where the images are others than those that were recorded."""
         self._strangest = torch.maximum(self._strangest, (recorded - view).abs().max())
-        due = self.device.type == "cpu" or self.update % CHECK_EVERY == 0
+        due = self.device.type == "cpu" or self.place % CHECK_EVERY == 0
         if due and not self._strangest.item() <= VIEW_TOLERANCE:
             raise UserError(
                 f"the images of epoch {key[0]}, step {key[1]} or shortly before are not those "

@@ -13,7 +13,7 @@ from srd.cli import Parser, parse_strictly
 from srd.errors import UserError, nearest
 from srd.installed import registered
 
-GPU = ("step", "eval", "resnet", "save", "processes")  # what a GPU can show
+GPU = ("step", "eval", "resnet", "save", "cache", "processes")  # what a GPU can show
 GROUP = "srd.benches"
 
 

@@ -67,6 +67,8 @@ def run(arguments: Sequence[str]) -> None:
     elif flags.command == "size":
         print(printable(inspection.size(folder)))
     elif flags.command == "prune":
+        if (flags.epochs or 0) < 0:
+            raise UserError(f"--epochs {flags.epochs}: expected a number from 0")
         for line in inspection.prune(folder, flags.epochs):
             print(printable(line))
     else:
@@ -77,8 +79,12 @@ def verify(folder: Path, flags: Any) -> None:
     """Check all rows; where flags say with which teacher, also what they hold."""
     from srd.cache import inspection
 
-    print(printable(inspection.verify(folder)))
     by_hand = given(flags)
+    if flags.sample < 1:
+        raise UserError(f"--sample {flags.sample}: expected a number of steps from 1")
+    if any("path" in layer.values.get("cache", {}) for layer in by_hand):
+        raise UserError("--teacher-cache: DIR says which cache; leave it out")
+    print(printable(inspection.verify(folder)))
     if by_hand or flags.config:
         config = configure(flags, [Layer("DIR", {"cache": {"path": str(folder)}})])
         from srd.training.verify_cache import compare
@@ -87,10 +93,14 @@ def verify(folder: Path, flags: Any) -> None:
 
 
 def configure(flags: Any, more: Sequence[Layer]) -> Any:
-    """The configuration of the run whose teacher is meant."""
+    """The configuration of the run whose teacher is meant, its preset filled in."""
     from srd.config.effects import configure
 
-    return configure(shared(flags), [*given(flags), *more], "student")
+    layers = shared(flags), [*given(flags), *more]
+    configure(*layers, "student")  # mistakes are told before torch is imported
+    from srd.training.presets import configure_training
+
+    return configure_training(*layers, "student").config
 
 
 def parse_part(text: str | None) -> tuple[int, int] | None:

@@ -15,6 +15,12 @@ from srd.errors import UserError
 
 NOT_SWEPT = ("name", "output", "resume", "extend")
 MOST_RUNS = 1_000
+# Settings that decide what a teacher sees and what is kept of it: a teacher cache is of one of each.
+OF_ONE_CACHE = (
+    "seed", "amp", "model.image_size", "data.", "augment.", "teacher.", "train.batch_size",
+    "cache.dtype", "cache.top_logits",
+)  # fmt: skip
+NOT_CACHED = ("data.workers", "augment.label_smoothing", "teacher.evaluate")
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,17 @@ def combinations(words: Sequence[str], given: Sequence[str]) -> list[Combination
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"--sweep: two runs would be called {twice[0]}: give each value once")
     return found
+
+
+def check_one_cache(runs: Sequence[Combination]) -> None:
+    """Raise a UserError for runs that would meet in a teacher cache, and differ in what it holds."""
+    for key, first in runs[0].values.items():
+        differs = any(run.values[key] != first for run in runs)
+        if differs and key.startswith(OF_ONE_CACHE) and key not in NOT_CACHED:
+            raise UserError(
+                f"--sweep {key}: a teacher cache is of one {key}; leave --teacher-cache out, or "
+                "give each value a command and a cache of its own"
+            )
 
 
 def _read(words: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:

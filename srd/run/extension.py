@@ -22,7 +22,8 @@ FIXED = {
 # What says which images an epoch has, and in which order: a part of an epoch belongs to the old ones.
 ORDER = (
     "seed", "train.batch_size", "data.dataset", "data.val_fraction", "data.images_per_class",
-    "identity.seed", "identity.train_images", "datasets.", "train.train_data_loader.",
+    "identity.seed", "identity.train_images", "cache.epochs", "datasets.",
+    "train.train_data_loader.",
 )  # fmt: skip
 # What says how a model is measured: the best of before was measured in another way.
 MEASURE = (

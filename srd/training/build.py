@@ -117,7 +117,7 @@ def make_loop(
     """The loop with everything that it needs.
 
     Args:
-        at: is told the number of every update, and which images it has.
+        at: is told the place of every batch before it is taught.
     """
     assert inputs.train is not None and inputs.train_batches is not None
     plan, optim = config.train, config.optim
@@ -129,7 +129,7 @@ def make_loop(
     )
 
     def ready(batch: Batch, step: int) -> tuple[Tensor, ...]:
-        at(step, batch.keys)
+        at(step)
         for name in inputs.broken.check(batch):
             session.log.info(f"skipped {name}")
         mixed = mix(*to_device(batch, precision.device, precision.dtype), step)

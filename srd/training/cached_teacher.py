@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from srd.cache.replay import OpenCache, Replay
-from srd.cache.shards import positions
 from srd.config.fields import Config
-from srd.data.batches import TrainBatches
 from srd.data.inputs import Inputs
 from srd.device import Precision
 from srd.models.outputs import Output, Representation
@@ -21,7 +19,7 @@ from srd.training.micro_batches import in_parts
 from srd.training.run_cache import RunCache
 from srd.training.task import DistillationTask, Teach
 
-At = Callable[[int, Tensor | None], object]  # the number of an update, and the keys of its images
+At = Callable[[int], object]  # the place of a batch: whole epochs, and steps of the one under way
 
 
 def load_teacher(config: Config, num_classes: int, precision: Precision) -> LoadedTeacher:
@@ -59,7 +57,7 @@ def as_values(output: Output, fields: Iterable[str]) -> dict[str, Tensor]:
 class CachedTeacher:
     """Teaches out of a replay, and where that has nothing, by a teacher that is loaded when needed.
 
-    Images that belong to no update, such as those of an evaluation, are the teacher's.
+    Images that belong to no batch of the training, such as those of an evaluation, are the teacher's.
 
     Args:
         teach: the loaded teacher; None: `load` makes one where it is needed after all.
@@ -71,9 +69,9 @@ class CachedTeacher:
         self.fields, self.teach, self.load = list(cache.codec.fields), teach, load
         self.replay, self.expected = replay, False
 
-    def at(self, update: int) -> None:
-        """The images that come next are those of this update."""
-        self.replay.at(update)
+    def at(self, place: int) -> None:
+        """The images that come next are those of the batch at this place."""
+        self.replay.at(place)
         self.expected = True
 
     def ready(self) -> Teach:
@@ -108,10 +106,10 @@ def teaching(
         tell: a line for people.
 
     Yields:
-        What is to be called with the number of every update, and the keys of its images, before.
+        What is to be called with the place of every batch before it is taught.
     """
     if run is None:
-        yield lambda update, keys: None
+        yield lambda place: None
         return
 
     def load() -> Teach:
@@ -122,7 +120,7 @@ def teaching(
 
     for line in run.lines():
         tell(line)
-    assert run.there is not None and inputs.train_batches is not None
+    assert run.there is not None
     cache = OpenCache.at(run.folder, run.there)
     replay = Replay(
         cache,
@@ -132,35 +130,8 @@ def teaching(
         tell=tell,
     )
     teacher = CachedTeacher(cache, task.teach, load, replay)
-    expected = Expected(inputs.train_batches)
-
-    def at(update: int, keys: Tensor | None) -> None:
-        if expected(update, keys):
-            teacher.at(update)
-        elif not expected.told:
-            expected.told = True
-            tell("warning: this run's updates are counted otherwise: its teacher cache is not used")
-
     task.hold(teacher)
     try:
-        yield at
+        yield teacher.at
     finally:
         replay.close()
-
-
-class Expected:
-    """Whether a batch is the one of its update's number; in an extended run it may be another."""
-
-    def __init__(self, batches: TrainBatches) -> None:
-        self.batches, self.told = batches, False
-        self._epoch, self._order = -1, batches.order(0)
-
-    def __call__(self, update: int, keys: Tensor | None) -> bool:
-        batches = self.batches
-        epoch, step = divmod(update, len(batches))
-        epoch = epoch % batches.repeat if batches.repeat else epoch
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, batches.order(epoch)
-        first = positions(batches.batch_size, batches.rank, batches.world_size)[0]
-        index = int(self._order[step * batches.batch_size + first])
-        return keys is None or keys[0].tolist() == [epoch, index]

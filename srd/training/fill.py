@@ -17,13 +17,14 @@ from srd.data.inputs import Inputs, open_inputs
 from srd.data.loader import make_loader, to_device
 from srd.device import Precision, choose_device, set_determinism
 from srd.distributed import processes
-from srd.errors import RunFailed, UserError
+from srd.errors import UserError
 from srd.models.teacher import LoadedTeacher
 from srd.run.log import RunLog
 from srd.training.cached_teacher import arrange, as_values, load_teacher
 from srd.training.micro_batches import in_parts
 from srd.training.run_cache import RunCache, open_cache
 from srd.training.teaching import check_teacher, with_known_teacher
+from srd.training.without_labels import open_unlabelled_teacher
 
 
 class Share(NamedTuple):
@@ -65,7 +66,8 @@ class Filler:
         self.teach = teacher if size is None else in_parts(teacher, size)
         self.broken = inputs.broken
         self.steps = Steps(inputs.train_batches)
-        self.mix = Mix(config.augment, num_classes=inputs.num_classes, seed=config.seed)
+        classes = max(1, inputs.num_classes)
+        self.mix = Mix(config.augment, num_classes=classes, seed=config.seed)
         cuda = precision.device.type == "cuda"
         self.loader = make_loader(
             inputs.train.dataset, self.steps, config.data.workers, cuda, inputs.train.collate_fn
@@ -91,8 +93,6 @@ def open_filler(config: Config) -> tuple[Filler, RunCache, Precision]:
     """
     if config.cache.path is None:
         raise UserError("no cache: say which with --teacher-cache DIR")
-    if config.data.unlabelled:
-        raise UserError("srd cache fill --unlabelled: record while training, --teacher-cache DIR")
     device = choose_device(config.device)
     precision = Precision.choose(config.amp, device)
     set_determinism(config.deterministic)
@@ -107,8 +107,11 @@ def open_filler(config: Config) -> tuple[Filler, RunCache, Precision]:
     )
     config = with_known_teacher(config)
     cache = open_cache(config, inputs, precision)
-    teacher = load_teacher(config, inputs.num_classes, precision)
-    check_teacher(teacher, config.distill, inputs.class_names)
+    if config.data.unlabelled:
+        teacher, _ = open_unlabelled_teacher(config, config.distill, precision)
+    else:
+        teacher = load_teacher(config, inputs.num_classes, precision)
+        check_teacher(teacher, config.distill, inputs.class_names)
     arrange(teacher.model, config, precision)
     return Filler(config, inputs, teacher, precision), cache, precision
 
@@ -150,11 +153,11 @@ def fill(config: Config, part: Share | None = None) -> None:
                             recorder.put(epoch, step, columns)
                             bar.advance(1, {"epoch": str(epoch)})
                             if recorder.failure is not None:
-                                raise RunFailed(recorder.failure)
+                                raise recorder.failure
         finally:
             recorder.close()
         if recorder.failure is not None:
-            raise RunFailed(recorder.failure)
+            raise recorder.failure
         processes.barrier()
         lacking = sum(map(len, opened.missing(cache.epochs).values()))
         rest = (

@@ -200,7 +200,7 @@ class Loop:
         where = f"epoch {position.epoch}, step {position.updates}"
         if self.schedule is not None:
             self.schedule.step_update(self.place)
-        losses = self.task.losses(self.data.prepare(batch, position.updates), seed)
+        losses = self.task.losses(self.data.prepare(batch, self.place), seed)
         # One small reduction tells every process the global losses, and whether any was asked to stop.
         asked = torch.full_like(losses["loss"], float(self.signals.received is not None))
         means = reduce.reduce_mean(torch.stack([*losses.values(), asked]).detach())

@@ -55,7 +55,8 @@ class TrainData:
 
     Args:
         loader: yields this process's share of each global batch, in the order of `batches`.
-        prepare: (batch, number of the update) to what the task reads: on the device, and mixed.
+        prepare: (batch, steps from the start of its span, as the settings of now count them) to what
+            the task reads: on the device, and mixed.
     """
 
     loader: Iterable[Any]

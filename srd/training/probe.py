@@ -42,9 +42,13 @@ class ProjectorProbe:
         return F.linear(inputs, *(p if p is None else p.to(inputs.dtype) for p in (weight, bias)))
 
     def _keep(self, loss: nn.Module, arguments: tuple[Any, ...]) -> None:
-        """Keep some of the student's representations (B, ..., D_s) of a training batch."""
+        """Keep some of the student's representations of a training batch.
+
+        Shapes: (B, D_s), tokens (B, N, D_s), or maps (B, D_s, H, W).
+        """
         if loss.training and arguments:
             z_s = arguments[0].detach()
+            z_s = z_s.flatten(2).transpose(1, 2) if z_s.ndim == 4 else z_s
             self.inputs = z_s.reshape(-1, z_s.shape[-1])[:SAMPLES].clone()
 
     @torch.no_grad()

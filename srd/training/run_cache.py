@@ -35,6 +35,7 @@ from srd.models.outputs import Representation, of_black_image
 from srd.models.recorded import RecordedTeacher
 from srd.models.teacher import LoadedTeacher, full_teacher_name, known_sha256
 
+FIELDS = ("features", "logits", "tokens", "maps")  # that a teacher may say
 HUB = "hub:"  # before the hash of weights that came from no file
 
 
@@ -87,8 +88,10 @@ class RunCache:
         OpenCache.at(self.folder, ours)  # its settings are checked before anything is written
 
         def claim() -> Manifest:
-            check_writable(self.folder)
-            there = write_manifest(self.folder, ours)
+            there = self.there
+            if there is None or self.missing:
+                check_writable(self.folder)
+                there = write_manifest(self.folder, ours)
             check_same(self.folder, there, ours)
             return there
 
@@ -130,7 +133,14 @@ def open_cache(config: Config, inputs: Inputs, precision: Precision) -> RunCache
     """
     assert config.cache.path is not None
     epochs = config.cache.epochs or config.train.epochs
-    return look_into(config.cache.path, lambda: manifest_of(config, inputs, precision), epochs)
+    cache = look_into(config.cache.path, lambda: manifest_of(config, inputs, precision), epochs)
+    strange = set(cache.there.shapes.fields) - set(FIELDS) if cache.there else set()
+    if strange:
+        raise UserError(
+            f"the teacher cache {cache.folder} holds {min(strange)!r}, which no teacher here says: name "
+            "another --teacher-cache"
+        )
+    return cache
 
 
 def look_into(path: str, ours: Callable[[], Manifest], epochs: int) -> RunCache:
@@ -139,7 +149,7 @@ def look_into(path: str, ours: Callable[[], Manifest], epochs: int) -> RunCache:
     Raises:
         UserError: it was recorded otherwise, the folder is no cache, or not all processes see it.
     """
-    folder = Path(path).expanduser()
+    folder = Path(path).expanduser().absolute()
 
     def look() -> RunCache:
         own, there = ours(), read_manifest(folder)

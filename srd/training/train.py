@@ -117,6 +117,8 @@ def train(config: Config, trained: Trained = "student", notes: Sequence[str] = (
             )
             if session.state is None and started:
                 session.log.info(started)
+            if config.cache.path and cache is None:
+                session.log.info(f"the loss {distill.loss.name} reads no teacher: no cache is used")
             prepare(task, teacher, config, precision)
             comparison = Comparison(folder, ValidationImages.of(inputs), anew=session.state is None)
             with teaching(task, cache, config, inputs, precision, session.log.info) as at:

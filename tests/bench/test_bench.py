@@ -10,7 +10,7 @@ from statistics import median
 import pytest
 import torch
 
-from srd.bench import evaluation, images, pages, saving, start, step
+from srd.bench import cache, evaluation, images, pages, saving, start, step
 from srd.bench.machine import machine, matrix_rate, memory_rate
 from srd.bench.timing import SIZES, Line, Sizes, in_turn, spread
 from srd.commands.bench import run
@@ -47,7 +47,7 @@ def test_the_machine_is_told_and_measured(tmp_path: Path) -> None:
     assert content["lines"][0]["ratio"] is None and content["machine"]["cores"] == about["cores"]
 
 
-@pytest.mark.parametrize("module", [images, evaluation, saving], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [images, evaluation, saving, cache], ids=lambda m: m.__name__)
 def test_each_runs(module: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     lines = list(module.measure(TINY, CPU))

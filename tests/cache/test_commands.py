@@ -111,6 +111,15 @@ def test_prune(cache: Path, srd: Srd) -> None:
     assert code == 0 and "1,076 bytes a view, 64.6 kB an epoch, 64.6 kB for 1 epoch(s)" in told
 
 
+def test_prune_follows_no_link(cache: Path, srd: Srd, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "steps_000000_000006_rows_0of1.safetensors").touch()
+    (cache / "epoch_0007").symlink_to(tmp_path / "home")
+    code, told = srd("prune", cache, "--epochs=0")
+    assert code == 0 and "epoch_0007 is a link" in told and not (cache / "epoch_0000").exists()
+    assert len(list((tmp_path / "home").iterdir())) == 1
+
+
 def test_list_finds_every_cache_in_a_folder(cache: Path, srd: Srd) -> None:
     shutil.copytree(cache, cache.parent / "other")
     code, told = srd("list", cache.parent)
@@ -130,6 +139,9 @@ def test_list_finds_every_cache_in_a_folder(cache: Path, srd: Srd) -> None:
         (["verify", "nowhere"], "there is no teacher cache in nowhere"),
         (["size", "nowhere"], "there is no teacher cache in nowhere"),
         (["prune", "nowhere"], "there is no teacher cache in nowhere"),
+        (["prune", "nowhere", "--epochs=-1"], "--epochs -1"),
+        (["verify", "nowhere", "--sample=0"], "--sample 0"),
+        (["verify", "nowhere", "--teacher-cache=x"], "DIR says which cache"),
     ],
     ids=" ".join,
 )

@@ -186,8 +186,49 @@ def test_views_repeat_after_k_epochs(tmp_path: Path, train: Train, cache: Path) 
     outcome, replayed = train("replayed", *more, f"--teacher-cache={cache}", EXACT)
     assert outcome.code == 0 and "6 of 6 steps are there" in outcome.err
     replayed.assert_same(online)
+    outcome, _ = train("longer", "--epochs=4", "--set=cache.epochs=1", f"--teacher-cache={cache}",
+                       EXACT, "--distillation=none")  # fmt: skip
+    assert outcome.code == 0 and "the loss none reads no teacher: no cache is used" in outcome.err
     outcome, _ = train("many", "--set=cache.epochs=3")
     assert outcome.code == 2 and "cache.epochs 3 is more than the 2 epochs" in outcome.err
+
+
+def extended(runs: Path, name: str, run: Any, train: Train, *more: object) -> tuple[Any, Any]:
+    """A copy of a finished run, gone on with."""
+    shutil.copytree(run.path, runs / name)
+    return train(name, "--extend", *more)
+
+
+def test_a_longer_run_replays_what_is_there_and_records_the_rest(
+    tmp_path: Path, cache: Path, recorded: tuple[Path, Any], online: Any, train: Train
+) -> None:
+    runs, more = tmp_path / "runs", [f"--teacher-cache={cache}", EXACT]
+    _, longer = extended(runs, "online", online, train, "--epochs=3")
+    outcome, run = extended(runs, "cached", recorded[1], train, "--epochs=3", *more)
+    assert outcome.code == 0 and "12 of 18 steps are there" in outcome.err
+    run.assert_same(longer)
+    assert "epoch_0002/steps_000000_000006_rows_0of1.safetensors" in shard_files(cache)
+    outcome, _ = train("cached", "--extend", "--epochs=4", "--batch-size=20", *more)
+    assert outcome.code == 2 and "batch_size: 10 -> 20" in outcome.err
+    assert run.result()["epochs"] == 3
+
+
+@pytest.mark.slow
+def test_a_run_extended_to_other_batches_has_a_cache_of_its_own(
+    tmp_path: Path, recorded: tuple[Path, Any], online: Any, train: Train, without_teacher: Path
+) -> None:
+    """Which serves a run of these batches from the start, too."""
+    runs, more = tmp_path / "runs", ["--epochs=4", "--batch-size=20"]
+    cached = [*more, f"--teacher-cache={tmp_path / 'c'}", EXACT]
+    _, longer = extended(runs, "online", online, train, *more)
+    for name, there in (("recording", 0), ("replaying", 6)):
+        outcome, run = extended(runs, name, recorded[1], train, *cached)
+        assert outcome.code == 0 and f"{there} of 12 steps are there" in outcome.err
+        run.assert_same(longer)
+    _, whole = train("whole", *cached)
+    outcome, again = train("again", *cached, recipe=without_teacher)
+    assert outcome.code == 0 and "12 of 12 steps are there" in outcome.err
+    again.assert_same(whole)
 
 
 def test_a_folder_that_is_no_cache(tmp_path: Path, train: Train) -> None:
@@ -240,6 +281,8 @@ def test_a_cache_that_cannot_be_written(
     outcome, run = train("whole", f"--teacher-cache={cache}", EXACT)
     assert outcome.code == 0
     run.assert_same(online)
+    outcome, _ = train("measured", f"--teacher-cache={cache}", EXACT, "--set=teacher.evaluate=true")
+    assert outcome.code == 0
     shutil.rmtree(cache / "epoch_0001")
     outcome, _ = train("hole", f"--teacher-cache={cache}", EXACT)
     assert outcome.code == 2 and "lacks steps of this run, and cannot be written" in outcome.err
@@ -304,17 +347,3 @@ def test_killed_while_recording(
 ) -> None:
     monkeypatch.setattr(shards, "SHARD_STEPS", 2)
     assert_goes_on(tmp_path / "c", train, recipe, tmp_path / "runs", 9, online)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("at", [1, 2, 3, 5, 6, 7, 8, 11])
-def test_killed_at_any_step(
-    tmp_path: Path,
-    train: Train,
-    recipe: Path,
-    online: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    at: int,
-) -> None:
-    monkeypatch.setattr(shards, "SHARD_STEPS", 2)
-    assert_goes_on(tmp_path / "c", train, recipe, tmp_path / "runs", at, online)

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from srd.cache.codec import Column, Values
+from srd.cache.codec import Codec, Column, Values
 from srd.cache.reader import Reader, row_damage, salvage
 from srd.cache.recorder import Recorder
 from srd.cache.shards import Damaged, Layout, Shelf, positions, runs
+from srd.config.fields import Cache
 from srd.data.batches import rank_share
+from srd.errors import UserError
 
 BATCH, STEPS = 16, 5
 COLUMNS = {
@@ -147,6 +149,20 @@ def test_strange_names_are_no_shards(shelf: Shelf) -> None:
                  "steps_000000_000001_rows_5of3", "steps_000000_000001_rows_0of0", "x"):  # fmt: skip
         (folder / f"{name}.safetensors").touch()
     assert shelf.shards(0) == [] and not shelf.cut
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(1e5, "beyond 65,504"), (float("nan"), "no finite numbers")]
+)
+def test_what_cannot_be_kept_is_not_recorded(shelf: Shelf, value: float, message: str) -> None:
+    recorder, columns = Recorder(shelf, 0, 1), batch(1, 0)
+    codec = Codec(Cache(), {"features": (3, 2)}, torch.float32)
+    values = {"features": columns["features"].float()}
+    values["features"][3, 1, 1] = value
+    recorder.put(1, 0, columns | codec.encode(values))
+    recorder.close()
+    assert isinstance(recorder.failure, UserError) and message in str(recorder.failure)
+    assert shelf.shards(1) == []
 
 
 def test_leftovers_of_a_killed_recorder_go(shelf: Shelf) -> None:

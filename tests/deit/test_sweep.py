@@ -56,6 +56,13 @@ def test_all_are_checked_before_the_first(
     assert told.code == 2 and message in told.err and not list(tmp_path.iterdir())
 
 
+def test_runs_of_several_seeds_share_no_teacher_cache(recipe: Path, deit: Any) -> None:
+    command = ["--train_student", "--config", recipe, "--teacher-cache=c", "--sweep-print"]
+    told = deit(*command, "--sweep", "lr=0.1,0.2", "seed=0,1")
+    assert told.code == 2 and "--sweep seed: a teacher cache is of one seed" in told.err
+    assert deit(*command, "--sweep", "lr=0.1,0.2", "augment.label_smoothing=0,0.1").code == 0
+
+
 def test_a_sweep_is_for_training(recipe: Path, deit: Any) -> None:
     assert deit("--config", recipe, "--sweep", "seed=0,1").code == 2
     assert deit("--train_student", "--config", recipe, "--sweep-print").code == 2

@@ -60,6 +60,40 @@ def test_recorded_replayed_and_online_are_the_same_run(
     assert "teacher.sha256: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_a_longer_run_replays_what_is_there_and_records_the_rest(
+    tmp_path: Path,
+    srd_yaml: str,
+    command: Command,
+    open_run: Callable[[Path], Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    exact = srd_yaml.replace("run: {", "run: {cache_dtype: float32, ")
+    longer, cache = exact.replace("num_epochs: 2", "num_epochs: 3"), tmp_path / "cache"
+    for name, flags in (("online", []), ("cached", [f"--teacher-cache={cache}"])):
+        assert command(exact, *flags, name=name) == 0
+        assert command(longer, *flags, "--extend", name=name) == 0
+    assert "6 of 9 steps are there" in capsys.readouterr().err
+    cached, online = (open_run(tmp_path / "runs" / name) for name in ("cached", "online"))
+    cached.assert_same(online)
+    other = longer.replace("batch_size: 10", "batch_size: 15").replace("epochs: 3", "epochs: 4")
+    assert command(other, f"--teacher-cache={cache}", "--extend", name="cached") == 2
+    assert "batch_size: 10 -> 15" in capsys.readouterr().err
+
+
+def test_a_run_in_stages_is_refused(
+    tmp_path: Path, srd_yaml: str, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head, _, rest = srd_yaml.partition("\ntrain:")
+    stage, _, test = rest.partition("\ntest:")
+    stages = "".join(
+        f"\n  stage{n}:" + stage.replace("\n", "\n  ").replace("&val", f"&val{n}") for n in (1, 2)
+    )
+    text = f"{head}\ntrain:{stages}\ntest:{test}".replace("*val", "*val2")
+    assert command(text, f"--teacher-cache={tmp_path / 'cache'}") == 2
+    assert "each stage asks its teacher for other layers" in capsys.readouterr().err
+
+
 def test_a_teacher_that_is_trained_cannot_be_kept(
     tmp_path: Path, srd_yaml: str, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:

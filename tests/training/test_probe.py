@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from srd.method.feature_losses import ICKD
 from srd.method.losses import KD
 from srd.method.simple_recipe import SimpleRecipeLoss
 from srd.method.spectrum import correlation
@@ -78,3 +79,11 @@ def test_it_is_cheap() -> None:
     started = time.process_time()
     probe.last_batch(), probe.spectrum()
     assert time.process_time() - started < 1  # an epoch of ImageNet takes minutes on any machine
+
+
+def test_channels_of_maps_are_what_is_projected() -> None:
+    loss = ICKD(6, 9)
+    probe = ProjectorProbe(loss)
+    loss(torch.randn(4, 6, 3, 2), torch.randn(4, 9, 3, 2))
+    assert probe.inputs is not None and probe.inputs.shape == (4 * 6, 6)
+    assert set(probe.last_batch()) == {"correlation"}

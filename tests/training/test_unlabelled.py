@@ -15,7 +15,7 @@ import torch
 
 from deit import main
 from deit.student import SIZES
-from srd.commands import export, predict
+from srd.commands import cache, export, predict
 from srd.errors import UserError
 from srd.files.checkpoint import load_file, load_weights
 from tests.conftest import TEACHER
@@ -98,6 +98,18 @@ def test_a_run_that_stops_goes_on_to_the_same_bits(
     strike(lambda: os.kill(os.getpid(), signal.SIGTERM), 3)
     again = command(pictures, tmp_path, headless)
     assert deit(*again).code == 143 and deit(*again).code == 0
+    open_run(tmp_path / "run").assert_same(backbone)
+
+
+def test_a_teacher_cache_is_filled_and_replayed(
+    backbone: Any, pictures: Path, headless: Path, tmp_path: Path, deit: Any, open_run: Any
+) -> None:
+    """By the same flags, so also with the preset that few pictures get."""
+    where = (f"--teacher-cache={tmp_path / 'cache'}", "--set=cache.dtype=float32")
+    asked = command(pictures, tmp_path, headless, *where)
+    cache.run(["fill", *asked[1:]])
+    told = deit(*asked)
+    assert told.code == 0 and "4 of 4 steps are there" in told.err
     open_run(tmp_path / "run").assert_same(backbone)
 
 
