@@ -26,9 +26,9 @@ IDLE: dict[Doing, tuple[str, ...]] = {
         "teacher.mean", "teacher.std", "teacher.evaluate", "cache.",
     ),
     "evaluation": (
-        "preset", "compile", "deterministic", "resume", "extend", "slim", "model.drop_path",
-        "model.init", "model.freeze_backbone", "augment.", "optim.", "distill.", "teacher.recipe",
-        "cache.", "train.",
+        "preset", "compile", "deterministic", "resume", "extend", "slim", "track",
+        "model.drop_path", "model.init", "model.freeze_backbone", "augment.", "optim.", "distill.",
+        "teacher.recipe", "cache.", "train.",
     ),
 }  # fmt: skip
 # Fields that an evaluation does not read, or only where it measures the teacher too.

@@ -197,6 +197,7 @@ class Config:
     resume: PathText = "auto"
     extend: bool = False  # go on with a run under other settings
     slim: bool = False  # when it is done, keep what others need, and no checkpoints
+    track: str | None = None  # wandb, mlflow or trackio: the run is sent there
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)
@@ -217,6 +218,7 @@ NOT_RECIPE = (
     "resume",
     "extend",
     "slim",
+    "track",
     "data.path",
     "data.workers",
     "data.skip_broken",
