@@ -11,9 +11,10 @@ from dataclasses import replace
 from typing import Literal
 
 from srd.config.checks import check
-from srd.config.fields import Config, default_name, read_config
+from srd.config.fields import Config, default_name
 from srd.config.layers import Layer, flatten
 from srd.config.presets import warmup
+from srd.config.reading import read_config
 from srd.errors import UserError, warn
 
 Doing = Literal["student", "teacher", "evaluation"]

@@ -9,15 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from srd.config.fields import (
-    NOT_RECIPE,
-    Config,
-    Distill,
-    Plan,
-    default_name,
-    read_config,
-)
+from srd.config.fields import NOT_RECIPE, Config, Distill, Plan, default_name
 from srd.config.layers import Layer, to_mapping
+from srd.config.reading import read_config
 from srd.data.batches import check_shares
 from srd.data.inputs import Inputs, open_inputs
 from srd.device import Precision, choose_device, set_determinism
