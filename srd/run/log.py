@@ -108,12 +108,13 @@ class RunLog:
         if self._metrics is None:
             return
         self._write(self._metrics, json.dumps({"kind": kind, **values}) + "\n")
+        told = board if board is not None else values
         if self._tracking is not None:
-            self._tracking.row(kind, values)
+            self._tracking.row(kind, {**told, "step": values["step"]})
             self._news()
         assert self._board is not None
         try:
-            for name, value in (board if board is not None else values).items():
+            for name, value in told.items():
                 if isinstance(value, (int, float)) and name not in ("step", "epoch"):
                     self._board.add_scalar(f"{kind}/{name}", value, values["step"])
                 elif isinstance(value, list):
