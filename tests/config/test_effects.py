@@ -49,7 +49,11 @@ def test_a_teacher_given_by_hand_wins_over_a_files_recipe(field: str, recipe: st
     given = [Layer("--teacher", {"teacher": {field: value}})]
     assert configure(shared, given, "student").teacher.recipe == recipe
     both = [*given, Layer("--set", {"teacher": {"recipe": "mine.yaml"}})]
-    assert configure(shared, both, "student").teacher.recipe == "mine.yaml"
+    if field == "checkpoint":
+        with pytest.raises(UserError, match=r"teacher\.recipe has no effect beside"):
+            configure(shared, both, "student")
+    else:
+        assert configure(shared, both, "student").teacher.recipe == "mine.yaml"
 
 
 def test_a_checkpoint_for_a_teacher_that_is_trained_is_where_it_starts() -> None:
