@@ -64,9 +64,17 @@ def configure(flags: argparse.Namespace) -> Any:
     return configure(*layers_of(flags), trained(flags) or "evaluation")
 
 
+def _fields() -> list[str]:
+    """Everything that --set can set."""
+    from srd.config.fields import Config
+    from srd.config.layers import dotted_keys
+
+    return list(dotted_keys(Config))
+
+
 def run(arguments: Sequence[str], prog: str = "deit/main.py") -> None:
     """Parse, then evaluate or train; raises what `srd.errors.exit_code` turns into exit codes."""
-    flags = parse_strictly(make_parser(prog), arguments)
+    flags = parse_strictly(make_parser(prog), arguments, _fields)
     model = trained(flags)
     if flags.checkpoint and model:
         raise UserError("--checkpoint is for evaluation; to go on from a file use --resume FILE")

@@ -40,6 +40,7 @@ def make_parser() -> Parser:
     add("--data-path", "--data_path", metavar="DIR", help="takes the place of root_dir in the file")
     add("--teacher-cache", "--teacher_cache", metavar="DIR", help="in place of run.teacher_cache")
     add("--resume", default="auto", help="auto, none, or a checkpoint file")
+    add("--track", metavar="TRACKER", help="wandb, mlflow or trackio: send the run's curves there")
     add("--start_epoch", type=int, default=0, help="accepted; a run knows by itself where it was")
     add("--world_size", type=int, default=1, help="accepted; torchrun says it")
     add("--dist_url", default="env://", help="accepted; torchrun says it")

@@ -33,6 +33,7 @@ class Options:
     resume: PathText = "auto"
     extend: bool = False
     slim: bool = False
+    track: str | None = None
     data_path: PathText | None = None
     test_only: bool = False
     student_only: bool = False
@@ -54,6 +55,7 @@ class Options:
         flags = {
             "--resume": self.resume != "auto",
             "--log": self.run_log is not None,
+            "--track": self.track is not None,
             "-log_config": self.log_config,
             "-adjust_lr": self.adjust_lr,
         }

@@ -37,6 +37,7 @@ from srd.files.checkpoint import save_state
 from srd.files.weights import load_into
 from srd.run.extension import Pace
 from srd.run.folder import RunFolder
+from srd.run.trackers import check_tracker
 from srd.training.cached_teacher import At
 from srd.training.comparison import Comparison
 from srd.training.loop import Loop
@@ -52,6 +53,7 @@ def run(options: Options) -> None:
         UserError: wrong input. Stopped: a signal came, and the run is saved. RunFailed: a loss is
             not finite, or a file cannot be written.
     """
+    check_tracker(options.track)
     device = choose_device(options.device)
     with processes.joined(device):
         recipe = read_recipe(
@@ -134,6 +136,7 @@ def train(
         copy_to=Path(options.run_log).expanduser() if options.run_log else None,
         pace=pace if options.extend else None,
         slim=options.slim,
+        track=options.track,
     ) as session:
         if session is None:
             return

@@ -72,8 +72,8 @@ def measure_file(name: str, file: Path, flags: Any, log: Any) -> tuple[Any, list
     Raises:
         UserError: the file does not fit the network.
     """
-    from srd.config.fields import read_config
     from srd.config.layers import Layer
+    from srd.config.reading import read_config
     from srd.data.inputs import open_inputs
     from srd.device import Precision, choose_device
     from srd.evaluation.accuracy import measure

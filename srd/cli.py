@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NoReturn
 
 from srd.errors import UserError, nearest
@@ -16,13 +16,24 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (--help lists the flags)")
 
 
-def parse_strictly(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """The flags; an unknown one is a UserError that names the nearest."""
+def parse_strictly(
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str],
+    fields: Callable[[], Iterable[str]] = tuple,
+) -> argparse.Namespace:
+    """The flags; an unknown one is a UserError that names the nearest.
+
+    Args:
+        fields: of the configuration, which --set sets; they are searched, too.
+    """
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
         flag = unknown[0].split("=")[0]
         flags = [option for action in _actions(parser) for option in action.option_strings]
-        raise UserError(f"unknown argument {flag}{nearest(flag, flags)}")
+        bare = flag.lstrip("-").replace("-", "_")
+        named = [key for key in fields() if key.rpartition(".")[2] == bare]
+        hint = f" (did you mean '--set {named[0]}=...'?)" if named else nearest(flag, flags)
+        raise UserError(f"unknown argument {flag}{hint}")
     return known
 
 

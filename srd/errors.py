@@ -62,8 +62,14 @@ def explained(what: str) -> Iterator[None]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`" (did you mean 'x'?)"` for the known name nearest to `name`, or `""`."""
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    """`" (did you mean 'x'?)"` for the known name nearest to `name`, or `""`.
+
+    That is one which begins so, has the same last part, or else looks like it.
+    """
+    known, last = list(known), name.rpartition(".")[2]
+    match = [k for k in known if len(name) > 3 and k.startswith(name) and "." not in k[len(name) :]]
+    match = match or [k for k in known if "." in k and k.rpartition(".")[2] == last]
+    match = match or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" (did you mean {match[0]!r}?)" if match else ""
 
 

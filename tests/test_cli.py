@@ -39,3 +39,9 @@ def test_unknown_flags_and_values(
         parse_strictly(parser(), arguments)
     assert said in str(caught.value) and "\n" not in str(caught.value)
     assert capsys.readouterr() == ("", "")
+
+
+def test_fields_are_searched_too() -> None:
+    said = r"unknown argument --clip_norm \(did you mean '--set optim\.clip_norm=\.\.\.'\?\)"
+    with pytest.raises(UserError, match=said):
+        parse_strictly(parser(), ["--clip_norm=3"], lambda: ["optim.lr", "optim.clip_norm"])

@@ -48,4 +48,7 @@ def test_the_nearest_name_is_proposed() -> None:
     known = ["batch_size", "epochs", "seed"]
     assert nearest("bach_size", known) == " (did you mean 'batch_size'?)"
     assert nearest("epoch", iter(known)) == " (did you mean 'epochs'?)"
+    known = ["optim.warmup_epochs", "optim.warmup_lr", "data.skip_broken"]
+    assert nearest("optim.warmup", known) == " (did you mean 'optim.warmup_epochs'?)"  # so begun
+    assert nearest("skip_broken", known) == " (did you mean 'data.skip_broken'?)"
     assert nearest("zzz", known) == nearest("x", []) == ""

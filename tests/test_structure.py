@@ -28,7 +28,7 @@ ROOMS = {
         "config", "device", "distributed", "errors", "files", "installed", "printable", "strict",
     },
     "models": {"config", "device", "distributed", "errors", "files", "installed"},
-    "run": {"config", "distributed", "errors", "files", "printable", "strict"},
+    "run": {"config", "distributed", "errors", "files", "installed", "printable", "strict"},
     "evaluation": {
         "config", "data", "device", "distributed", "errors", "files", "method", "models", "run",
     },

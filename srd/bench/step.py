@@ -13,15 +13,17 @@ from torch.nn import functional as F
 
 from srd.bench.machine import matrix_rate, operations
 from srd.bench.timing import Line, Sizes, in_turn
-from srd.config.fields import Config, Distill, read_config
+from srd.config.fields import Config, Distill
 from srd.config.layers import Layer
+from srd.config.reading import read_config
 from srd.data.augment import Mix
 from srd.data.loader import Batch, to_device
 from srd.device import Precision
 from srd.method.losses import NoSettings
 from srd.models import timm_models
+from srd.models.frozen import FrozenTeacher, Normalization
 from srd.models.students import open_student
-from srd.models.teacher import FrozenTeacher, LoadedTeacher, Normalization
+from srd.models.teacher import LoadedTeacher
 from srd.training.build import make_task, prepare
 from srd.training.optim import create_optimizer
 from srd.training.task import DistillationTask

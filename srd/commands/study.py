@@ -133,7 +133,7 @@ def given(flags: Any) -> list[Layer]:
 
 def quick(shared: Sequence[Layer], layers: Sequence[Layer]) -> list[Layer]:
     """A quarter of the configuration's epochs, and of its warm-up."""
-    from srd.config.fields import read_config
+    from srd.config.reading import read_config
 
     config = read_config([*shared, *layers])
     epochs = max(1, config.train.epochs // QUICKER)

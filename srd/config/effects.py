@@ -11,9 +11,10 @@ from dataclasses import replace
 from typing import Literal
 
 from srd.config.checks import check
-from srd.config.fields import Config, default_name, read_config
+from srd.config.fields import Config, default_name
 from srd.config.layers import Layer, flatten
 from srd.config.presets import warmup
+from srd.config.reading import read_config
 from srd.errors import UserError, warn
 
 Doing = Literal["student", "teacher", "evaluation"]
@@ -26,9 +27,9 @@ IDLE: dict[Doing, tuple[str, ...]] = {
         "teacher.mean", "teacher.std", "teacher.evaluate", "cache.",
     ),
     "evaluation": (
-        "preset", "compile", "deterministic", "resume", "extend", "slim", "model.drop_path",
-        "model.init", "model.freeze_backbone", "augment.", "optim.", "distill.", "teacher.recipe",
-        "cache.", "train.",
+        "preset", "compile", "deterministic", "resume", "extend", "slim", "track",
+        "model.drop_path", "model.init", "model.freeze_backbone", "augment.", "optim.", "distill.",
+        "teacher.recipe", "cache.", "train.",
     ),
 }  # fmt: skip
 # Fields that an evaluation does not read, or only where it measures the teacher too.
@@ -69,8 +70,30 @@ def configure(shared: Sequence[Layer], given: Sequence[Layer], doing: Doing) -> 
         raise UserError("--train_teacher: a teacher learns from labels; leave data.unlabelled out")
     config = _meant(config, _keys(given), doing)
     config = _warmed_up(config, shared, given)
+    _check_idle(config, given)
     check(config)
     return replace(config, name=config.name or default_name(config, doing))
+
+
+def _check_idle(config: Config, given: Sequence[Layer]) -> None:
+    """Raise a UserError for a setting given by hand that another one keeps from having an effect."""
+    augment, optim = config.augment, config.optim
+    mixes = [augment.mixup > 0, augment.cutmix > 0]
+    idle = {
+        "augment.color_jitter": (bool(augment.rand_augment), "with augment.rand_augment"),
+        "augment.erase_mode": (augment.erase == 0, "without augment.erase"),
+        "augment.erase_count": (augment.erase == 0, "without augment.erase"),
+        "augment.mix_probability": (not any(mixes), "without augment.mixup or augment.cutmix"),
+        "augment.mix_switch": (not all(mixes), "without both augment.mixup and augment.cutmix"),
+        "optim.warmup_lr": (optim.warmup_epochs == 0, "without optim.warmup_epochs"),
+        "optim.warmup_prefix": (optim.warmup_epochs == 0, "without optim.warmup_epochs"),
+        "teacher.recipe": (bool(config.teacher.checkpoint), "beside teacher.checkpoint"),
+    }
+    for source, values in given:
+        for key, value in flatten(values).items():
+            is_idle, where = idle.get(key, (False, ""))
+            if is_idle and value:
+                raise UserError(f"{source}: {key} has no effect {where}; leave it out")
 
 
 def _tell(config: Config, given: Sequence[Layer]) -> None:
@@ -99,7 +122,8 @@ def _warmed_up(config: Config, shared: Sequence[Layer], given: Sequence[Layer]) 
     if key not in _keys(shared):
         now = warmup(epochs) if 2 * now > epochs else now
     elif now >= epochs and "train.epochs" in _keys(given):
-        now = round(now / read_config(shared).train.epochs * epochs, 2)
+        file = read_config(shared).train.epochs
+        now = round(now / file * epochs, 2) if now < file else now
     return replace(config, optim=replace(config.optim, warmup_epochs=now))
 
 

@@ -7,14 +7,13 @@ wins. `docs/fidelity.md` says where each default comes from.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import field, replace
-from typing import Annotated, Any, Literal
+from dataclasses import field
+from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from srd.config.layers import Amp, Layer, build, dotted_keys, moved
+from srd.config.layers import Amp, dotted_keys
 from srd.method.losses import LossSettings
 from srd.method.simple_recipe import SimpleRecipeSettings
 from srd.strict import (
@@ -31,6 +30,8 @@ from srd.strict import (
 )  # fmt: skip
 
 Channels = tuple[float, float, float]
+Numbers = Annotated[tuple[float, ...], Field(min_length=1, max_length=4)]  # one a channel
+Positives = Annotated[tuple[Positive, ...], Field(min_length=1, max_length=4)]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 ImageSize = Annotated[int, Field(ge=8, le=8192)]  # what else a model asks for, it says itself
 
@@ -44,6 +45,7 @@ class Model:
 
     name: str = "tiny"  # tiny, small, base, or any timm model
     image_size: ImageSize = 224
+    in_chans: Literal[1, 3, 4] = 3  # of the pictures: greys, colours, colours and opacity
     drop_path: Fraction = 0.0
     freeze_backbone: bool = False  # only the head learns: a linear probe
     init: PathText | None = (
@@ -65,12 +67,17 @@ class Data:
     exif_orientation: bool | None = None  # turn pictures upright; None: all but ImageNet's
     images_per_class: Count | None = None  # train on the first n images of each class
     workers: Index = 8  # loader processes for each training process, at most one a core
-    mean: Channels = IMAGENET_MEAN
-    std: tuple[Positive, Positive, Positive] = IMAGENET_STD
+    mean: Numbers = IMAGENET_MEAN  # as many as model.in_chans, whose usual ones take their place
+    std: Positives = IMAGENET_STD
     skip_broken: bool = False  # replace files that cannot be read instead of stopping
     eval_crop: Annotated[float, Field(ge=0.1, le=1)] = 0.875  # resize to image_size / eval_crop
     eval_interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
     eval_batch_size: Count = 256
+
+    @property
+    def mode(self) -> str:
+        """Pillow's name of what pictures are read as."""
+        return {1: "L", 4: "RGBA"}.get(len(self.mean), "RGB")
 
 
 @dataclass(config=STRICT)
@@ -197,6 +204,7 @@ class Config:
     resume: PathText = "auto"
     extend: bool = False  # go on with a run under other settings
     slim: bool = False  # when it is done, keep what others need, and no checkpoints
+    track: str | None = None  # wandb, mlflow or trackio: the run is sent there
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)
@@ -217,6 +225,7 @@ NOT_RECIPE = (
     "resume",
     "extend",
     "slim",
+    "track",
     "data.path",
     "data.workers",
     "data.skip_broken",
@@ -233,69 +242,6 @@ NOT_RECIPE = (
     "train.log_every",
 )
 assert all(any(key.startswith(skip) for key in dotted_keys(Config)) for skip in NOT_RECIPE)
-
-
-# Where fields of earlier versions have gone.
-MOVED = {
-    "distill.method": "distill.loss.name",
-    "distill.match": "distill.loss.match",
-    "distill.alpha": "distill.loss.alpha",
-    "distill.bn_eps": "distill.loss.bn_eps",
-    "distill.log_eps": "distill.loss.log_eps",
-}
-
-
-def read_config(layers: Iterable[Layer]) -> Config:
-    """The configuration that `layers` make, those of earlier versions included.
-
-    Raises:
-        UserError: as `srd.config.layers.build`.
-    """
-    layers = [Layer(source, _moved(values)) for source, values in layers]
-    config = build(Config, _of_last_loss(layers))
-    optim = config.optim
-    if (
-        optim.name == "adamw"
-    ):  # torch's numbers, and the paper's: written down, whoever changes them
-        optim = replace(optim, betas=optim.betas or (0.9, 0.999), eps=optim.eps or 1e-8)
-    return replace(config, optim=optim)
-
-
-def _moved(values: Mapping[str, Any]) -> dict[str, Any]:
-    """An earlier version's settings at their places of today.
-
-    There, all settings of `srd` stood beside every method; with another, they had no effect.
-    """
-    distill = values.get("distill")
-    if isinstance(distill, Mapping) and distill.get("method", "srd") != "srd":
-        idle = [key.split(".")[1] for key in MOVED if key != "distill.method"]
-        values = {**values, "distill": {k: v for k, v in distill.items() if k not in idle}}
-    return moved(values, MOVED)
-
-
-def _of_last_loss(layers: list[Layer]) -> list[Layer]:
-    """`layers` with the settings of the loss that is named last: another one's are left out."""
-    name: Any = "srd"
-    kept: list[Layer] = []
-    for source, values in layers:
-        distill = values.get("distill")
-        loss = distill.get("loss") if isinstance(distill, Mapping) else None
-        if isinstance(loss, str):
-            loss = {"name": loss}
-        if isinstance(loss, Mapping) and loss.get("name", name) != name:
-            name, kept = loss["name"], [_without_loss(layer) for layer in kept]
-        if isinstance(distill, Mapping) and isinstance(loss, Mapping):
-            values = {**values, "distill": {**distill, "loss": loss}}
-        kept.append(Layer(source, values))
-    return [Layer("", {"distill": {"loss": {"name": name}}}), *kept]
-
-
-def _without_loss(layer: Layer) -> Layer:
-    distill = layer.values.get("distill")
-    if not isinstance(distill, Mapping):
-        return layer
-    rest = {key: value for key, value in distill.items() if key != "loss"}
-    return Layer(layer.source, {**layer.values, "distill": rest})
 
 
 def default_name(config: Config, trained: Literal["student", "teacher"]) -> str:

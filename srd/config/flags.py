@@ -27,6 +27,7 @@ FLAGS = {
         "a loss: srd (the paper), vkd, kd (logits only), none, dkd, dist, kd_ls, fitnet, at, ickd, crd",
     ),
     "resume": ("resume", "auto (go on where the run was), none, or a checkpoint file"),
+    "track": ("track", "wandb, mlflow or trackio: send the run's curves there"),
     "amp": ("amp", "auto, off, bf16, fp16 (or fp64, for proofs)"),
 }
 

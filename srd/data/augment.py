@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from PIL import Image, ImageOps
@@ -10,14 +11,20 @@ from torch import Tensor
 from torchvision import transforms
 
 from srd.config.fields import Augment, Data
+from srd.data.image_source import in_mode
 from srd.data.views import MIX, seeded
 from srd.errors import UserError
 
 
 def train_transform(augment: Augment, data: Data, image_size: int) -> Any:
-    """timm's training transform: PIL image to a normalised (3, H, W) tensor."""
+    """timm's training transform: PIL image to a normalised (C, H, W) tensor."""
     if augment.rand_augment:
         _check_pillow()
+        if data.mode == "RGBA":
+            raise UserError(
+                "augment.rand_augment has steps that know no opacity: with model.in_chans 4, set "
+                "augment.rand_augment to ''"
+            )
     try:
         transform = create_transform(
             image_size,
@@ -43,6 +50,8 @@ def train_transform(augment: Augment, data: Data, image_size: int) -> Any:
         transform.transforms[0] = transforms.Compose(
             [transforms.Resize(image_size), transforms.RandomCrop(image_size, augment.crop_padding)]
         )
+    if data.mode != "RGB":
+        transform.transforms.insert(0, partial(in_mode, mode=data.mode))
     return transform
 
 

@@ -52,17 +52,18 @@ class Finish:
     def __call__(self, pixels: Tensor, boxes: Boxes | None) -> Tensor:
         """Images in float32 where `pixels` are; boxes are erased in their order."""
         mean, std = (
-            torch.tensor(values, dtype=torch.float32).view(3, 1, 1).to(pixels.device)
+            torch.tensor(values, dtype=torch.float32).view(-1, 1, 1).to(pixels.device)
             for values in (self.mean, self.std)
         )
         images = pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
         if boxes is not None and len(boxes.places):
             places = boxes.places.tolist()
-            sizes = [3 * height * width for *_, height, width in places]
+            channels = images.shape[1]
+            sizes = [channels * height * width for *_, height, width in places]
             parts = boxes.values.to(pixels.device, non_blocking=True).split(sizes)
             for (image, top, left, height, width), part in zip(places, parts, strict=True):
                 box = images[image, :, top : top + height, left : left + width]
-                box.copy_(part.view(3, height, width))
+                box.copy_(part.view(channels, height, width))
         return images
 
 

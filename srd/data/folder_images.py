@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -13,7 +14,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from srd.config.fields import Data
-from srd.data.image_source import Opened, Split, read_image, upright
+from srd.data.image_source import Opened, Split, as_it_is, read_image, upright
 from srd.data.labels import turned
 from srd.errors import UserError
 
@@ -52,13 +53,13 @@ def open_folder(data: Data, training: bool) -> Opened:
             "YAML file), or use --dataset digits, which needs no files"
         )
     root = Path(data.path).expanduser()
-    turn = data.exif_orientation
+    way: dict[str, Any] = {"exif_orientation": data.exif_orientation, "mode": data.mode}
     if (root / "val").exists():
-        train = FolderImages(root, "train", exif_orientation=turn) if training else None
-        val = FolderImages(root, "val", exif_orientation=turn)
+        train = FolderImages(root, "train", **way) if training else None
+        val = FolderImages(root, "val", **way)
         return Opened(train, val, [*(train.notes if train else ()), *val.notes, _read(train, val)])
     alone = not (root / "train").exists() and _has_class_folders(root)
-    whole = FolderImages(root, None if alone else "train", exif_orientation=turn)
+    whole = FolderImages(root, None if alone else "train", **way)
     return Opened(whole, None, [*whole.notes, _read(whole)])
 
 
@@ -67,7 +68,11 @@ def _read(*splits: FolderImages | None) -> str:
     opened = [split for split in splits if split is not None]
     names = [split.name(i) for split in opened for i in range(len(split))]
     way = "upright as EXIF says" if opened[0].upright else "as they are, whatever EXIF says"
-    return f"pictures: {by_suffix(names)}; read in RGB (3 channels), {way}"
+    mode = opened[0].mode
+    return f"pictures: {by_suffix(names)}; read in {mode} ({CHANNELS[mode]}), {way}"
+
+
+CHANNELS = {"L": "1 channel", "RGB": "3 channels", "RGBA": "4 channels"}
 
 
 def _has_class_folders(root: Path) -> bool:
@@ -128,14 +133,21 @@ class FolderImages:
         root: the folder that holds `train/` and `val/`.
         split: which of the two; None: the class folders are in `root` itself.
         exif_orientation: whether to turn pictures upright; None: unless the classes are ImageNet's.
+        mode: Pillow's, of what is read.
 
     Raises:
         UserError: nothing there, no classes, an empty class, or an unreadable folder.
     """
 
     def __init__(
-        self, root: str | Path, split: Split | None, *, exif_orientation: bool | None = None
+        self,
+        root: str | Path,
+        split: Split | None,
+        *,
+        exif_orientation: bool | None = None,
+        mode: str = "RGB",
     ) -> None:
+        self.mode = mode
         folder = Path(root).expanduser() / (split or "")
         self._left_out: Counter[str] = Counter()
         if not folder.is_dir():
@@ -181,7 +193,8 @@ class FolderImages:
 
     def load(self, index: int) -> tuple[Image.Image, int]:
         path, target = self._samples[index]
-        return (read_image(path, upright) if self.upright else read_image(path)), target
+        prepare = upright if self.upright else as_it_is
+        return read_image(path, prepare, self.mode), target
 
     def name(self, index: int) -> str:
         return self._samples[index][0]

@@ -110,7 +110,7 @@ class HFImages:
         self._image = self._column(data.image_column, images, allowed=images, what="image")
         label = self._column(data.label_column, named, allowed=numbers, what="label")
         self._upright = data.exif_orientation is not False
-        self._mode = features[self._image].mode
+        self._mode, self._read_as = features[self._image].mode, data.mode
         # encoded: decoding by the library would open whatever format Pillow knows, of any size
         encoded = datasets.Image(decode=False)
         self._rows = rows.select_columns([self._image]).cast_column(self._image, encoded)
@@ -149,7 +149,7 @@ class HFImages:
             raise OSError("there is no image")
         content = encoded["bytes"]
         file = str(encoded["path"]) if content is None else io.BytesIO(content)
-        return read_image(file, self._prepare), int(self.targets[index])
+        return read_image(file, self._prepare, self._read_as), int(self.targets[index])
 
     def _prepare(self, image: Image.Image) -> Image.Image:
         """As the library does: upright, and in the mode of its column."""

@@ -27,7 +27,7 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
 
     def load(self, index: int) -> tuple[Image.Image, int]:
-        """The RGB image at `index` and its class number."""
+        """The image at `index`, in RGB or the mode that was asked for, and its class number."""
         ...
 
     def name(self, index: int) -> str:
@@ -62,15 +62,22 @@ class Opened(NamedTuple):
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "GIF", "TIFF", "WEBP", "AVIF")
 
 
+def as_it_is(image: Image.Image) -> Image.Image:
+    """The picture."""
+    return image
+
+
 def read_image(
     file: str | Path | io.BytesIO,
-    prepare: Callable[[Image.Image], Image.Image] = lambda image: image,
+    prepare: Callable[[Image.Image], Image.Image] = as_it_is,
+    mode: str = "RGB",
 ) -> Image.Image:
     """A picture in RGB, within `srd.files.limits`.
 
     Args:
         file: its name, or its bytes.
         prepare: is called with the picture as it is in the file.
+        mode: Pillow's, where it shall be another one: L or RGBA.
 
     Raises:
         OSError, ValueError, SyntaxError, MemoryError: it is no file, no picture of FORMATS, damaged,
@@ -85,7 +92,7 @@ def read_image(
             raise OSError(str(refusal)) from None
     try:
         with open_image(file) as image:
-            return to_rgb(prepare(image))
+            return in_mode(prepare(image), mode)
     except UnidentifiedImageError:
         raise OSError(f"cannot identify image file{name}: one of {', '.join(FORMATS)}?") from None
     except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError):
@@ -119,8 +126,8 @@ TURNS = {
 }
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """A picture in RGB; one of 16 bits by its upper 8, which Pillow would cut off at 255.
+def in_mode(image: Image.Image, mode: str = "RGB") -> Image.Image:
+    """A picture in a mode; one of 16 bits by its upper 8, which Pillow would cut off at 255.
 
     Raises:
         ValueError: one of 32-bit numbers, whose range only its maker knows.
@@ -133,9 +140,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise ValueError(
             "pixels are 32-bit numbers without a known range: save it with 8 or 16 bits"
         )
-    if type(image) is Image.Image and image.mode == "RGB":  # turned: no need for a third one
+    if type(image) is Image.Image and image.mode == mode:  # turned: no need for a third one
         return image
-    return image.convert("RGB")
+    return image.convert(mode)
 
 
 SIXTEEN = ("PNG", "PPM")  # of which Pillow gives 16 bits as 32

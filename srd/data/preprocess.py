@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 
+from srd.data.image_source import in_mode
 from srd.data.picture_costs import TooLarge
 from srd.errors import UserError
 from srd.files.limits import LIMITS
 
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")  # timm's
 
 
@@ -40,26 +43,38 @@ class Preprocessing:
             )
         if self.interpolation not in INTERPOLATIONS:
             raise UserError(f"its interpolation is none of {', '.join(INTERPOLATIONS)}")
-        three = len(self.mean) == len(self.std) == 3 and all(
+        several = len(self.mean) == len(self.std) in MODES and all(
             map(math.isfinite, self.mean + self.std)
         )
-        if not three or min(self.std) <= 0:
+        if not several or min(self.std) <= 0:
             raise UserError(
-                "its mean and standard deviation are not three numbers, the latter above 0"
+                "its mean and standard deviation are not three numbers (or one, or four), the latter "
+                "above 0"
             )
+
+    @property
+    def channels(self) -> int:
+        """Of a picture."""
+        return len(self.mean)
+
+    @property
+    def mode(self) -> str:
+        """Pillow's, of a picture."""
+        return MODES[self.channels]
 
     def __str__(self) -> str:
         mean, std = (
             ", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std)
         )
+        of_mode = "" if self.mode == "RGB" else f"{self.mode}, "
         return (
-            f"{self.image_size}x{self.image_size} pixels, the shorter side resized to "
+            f"{of_mode}{self.image_size}x{self.image_size} pixels, the shorter side resized to "
             f"{int(self.image_size / self.crop)} ({self.interpolation}), centre crop; mean {mean}, "
             f"standard deviation {std}"
         )
 
     def transform(self) -> Any:
-        """PIL image (RGB) to a normalised (3, image_size, image_size) tensor: timm's.
+        """PIL image to a normalised (channels, image_size, image_size) tensor: timm's.
 
         It raises `TooLarge` for a picture so long that it would be resized to immense ones.
         """
@@ -70,7 +85,7 @@ class Preprocessing:
             mean=self.mean,
             std=self.std,
         )
-        transform.transforms.insert(0, self.check_resized)
+        transform.transforms[:0] = [self.check_resized, partial(in_mode, mode=self.mode)]
         return transform
 
     def check_resized(self, image: Image.Image) -> Image.Image:

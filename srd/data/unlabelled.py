@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from srd.config.fields import Data
 from srd.data.folder_images import SUFFIXES, is_picture
-from srd.data.image_source import LabelledSource, Opened, read_image, upright
+from srd.data.image_source import LabelledSource, Opened, as_it_is, read_image, upright
 from srd.errors import UserError
 
 ONE_CLASS = ["unlabelled"]  # that all pictures are of, for what splits and checks sources
@@ -25,12 +26,12 @@ def open_pictures(data: Data, training: bool) -> Opened:
     if not data.path:
         raise UserError("no data path: set --data-path to a folder with pictures")
     root = Path(data.path).expanduser()
-    turn = data.exif_orientation is not False
+    way: dict[str, Any] = {"turn": data.exif_orientation is not False, "mode": data.mode}
     has_train = (root / "train").is_dir()
     if (root / "val").is_dir() and has_train:
-        train = PictureFolder(root / "train", turn=turn) if training else None
-        return Opened(train, PictureFolder(root / "val", turn=turn))
-    return Opened(PictureFolder(root / "train" if has_train else root, turn=turn), None)
+        train = PictureFolder(root / "train", **way) if training else None
+        return Opened(train, PictureFolder(root / "val", **way))
+    return Opened(PictureFolder(root / "train" if has_train else root, **way), None)
 
 
 class PictureFolder:
@@ -38,6 +39,7 @@ class PictureFolder:
 
     Args:
         turn: pictures upright, as their EXIF says.
+        mode: Pillow's, of what is read.
 
     Raises:
         UserError: there are none, or the folder cannot be read.
@@ -45,8 +47,8 @@ class PictureFolder:
 
     classes = ONE_CLASS
 
-    def __init__(self, folder: Path, *, turn: bool = False) -> None:
-        self.turn = turn
+    def __init__(self, folder: Path, *, turn: bool = False, mode: str = "RGB") -> None:
+        self.turn, self.mode = turn, mode
         if not folder.is_dir():
             raise UserError(f"no pictures at {folder}: set --data-path to a folder with pictures")
 
@@ -67,7 +69,7 @@ class PictureFolder:
 
     def load(self, index: int) -> tuple[Image.Image, int]:
         path = self._paths[index]
-        return (read_image(path, upright) if self.turn else read_image(path)), 0
+        return read_image(path, upright if self.turn else as_it_is, self.mode), 0
 
     def name(self, index: int) -> str:
         return self._paths[index]

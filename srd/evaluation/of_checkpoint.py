@@ -15,8 +15,9 @@ from srd.evaluation.accuracy import Accuracy, measure_on
 from srd.evaluation.published import published_line
 from srd.files.released import in_ckpts
 from srd.files.weights import load_into
+from srd.models.frozen import Normalization
 from srd.models.students import open_student
-from srd.models.teacher import PAPER_TEACHER, Normalization, check_knows_classes, open_teacher
+from srd.models.teacher import PAPER_TEACHER, check_knows_classes, open_teacher
 from srd.run.log import RunLog
 
 
@@ -59,7 +60,9 @@ def _evaluate(
     precision = Precision.choose(config.amp, device)
     size, classes = config.model.image_size, inputs.num_classes
     what = f"{full_name(config.model.name)} with {classes} classes at {size}x{size}"
-    student = open_student(config.model.name, num_classes=classes, image_size=size).model
+    student = open_student(
+        config.model.name, num_classes=classes, image_size=size, in_chans=config.model.in_chans
+    ).model
     if extras := load_into(student, path, what):
         log.info(
             f"{path}: {len(extras)} tensors beside the student, not needed: {', '.join(extras)}"

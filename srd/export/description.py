@@ -73,7 +73,9 @@ class Description:
         """What timm must be told to build it, besides the number of classes."""
         usual = timm.get_pretrained_cfg(self.architecture)
         fixed = usual is not None and usual.fixed_input_size
-        return {"img_size": self.preprocessing.image_size} if fixed else {}
+        size = {"img_size": self.preprocessing.image_size} if fixed else {}
+        channels = self.preprocessing.channels
+        return size | ({"in_chans": channels} if channels != 3 else {})
 
     def to_config(self) -> dict[str, Any]:
         """What timm reads from `config.json`, and a section of ours."""
@@ -84,8 +86,8 @@ class Description:
             "num_classes": self.num_classes,
             "pretrained_cfg": {
                 "num_classes": self.num_classes,
-                "input_size": [3, images.image_size, images.image_size],
-                "fixed_input_size": bool(self.model_args),
+                "input_size": [images.channels, images.image_size, images.image_size],
+                "fixed_input_size": "img_size" in self.model_args,
                 "interpolation": images.interpolation,
                 "crop_pct": images.crop,
                 "crop_mode": "center",

@@ -37,7 +37,10 @@ def code_of(architecture: str) -> Path | None:
 
 def usage(classifier: Classifier) -> str:
     """A few lines of Python that classify a picture, in Markdown."""
-    code = code_of(classifier.description.architecture)
+    code, mode = (
+        code_of(classifier.description.architecture),
+        classifier.description.preprocessing.mode,
+    )
     lines = [
         "import timm",
         "from PIL import Image",
@@ -45,7 +48,7 @@ def usage(classifier: Classifier) -> str:
         "",
         'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # timm 1.0.16',
         "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
-        'logits = model(transform(Image.open("IMAGE").convert("RGB"))[None])',
+        f'logits = model(transform(Image.open("IMAGE").convert("{mode}"))[None])',
     ]
     text = "```python\n" + "\n".join(lines) + "\n```"
     if code is not None:

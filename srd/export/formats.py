@@ -106,8 +106,8 @@ FORMATS: dict[str, Format] = {
             file=ONNX,
             write=_write_onnx,
             usage=lambda classifier: (
-                f"`{ONNX}` maps `images` (batch, 3, S, S) to `logits`; its metadata says how images "
-                "are prepared and what the classes are called."
+                f"`{ONNX}` maps `images` (batch, channels, S, S) to `logits`; its metadata says how "
+                "images are prepared and what the classes are called."
             ),
             packages=("onnx", "onnxscript", "onnxruntime"),
             extra="export",

@@ -130,8 +130,9 @@ def compare(classifier: Classifier, other: nn.Module, name: str, *, reader: str)
 
 
 def _images(description: Description, batch: int) -> Tensor:
-    size = description.preprocessing.image_size
-    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(batch))
+    images = description.preprocessing
+    shape = (batch, images.channels, images.image_size, images.image_size)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(batch))
 
 
 def to_metadata(description: Description) -> dict[str, str]:

@@ -8,8 +8,9 @@ from typing import Any
 import timm
 from torch import Tensor
 
-from srd.config.fields import NOT_RECIPE, Config, read_config
+from srd.config.fields import NOT_RECIPE, Config
 from srd.config.layers import Layer, read_yaml, to_mapping
+from srd.config.reading import read_config
 from srd.data.inputs import preprocessing
 from srd.data.labels import class_names, is_imagenet
 from srd.export.description import Description

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from srd.data.batches import EvalBatches
 from srd.data.folder_images import SUFFIXES, by_suffix, is_picture
-from srd.data.image_source import open_image, read_image, upright
+from srd.data.image_source import as_it_is, open_image, read_image, upright
 from srd.data.loader import make_loader
 from srd.data.views import BROKEN_IMAGE, SeededViews
 from srd.errors import UserError
@@ -71,8 +71,8 @@ class Pictures:
 
     classes: list[str] = []  # noqa: RUF012 (nobody adds to it)
 
-    def __init__(self, pictures: Sequence[Picture], turn: bool = False) -> None:
-        self.pictures, self.turn = pictures, turn
+    def __init__(self, pictures: Sequence[Picture], turn: bool = False, mode: str = "RGB") -> None:
+        self.pictures, self.turn, self.mode = pictures, turn, mode
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -84,7 +84,7 @@ class Pictures:
         if content is None and os.path.isdir(name):
             raise OSError(f"no pictures in it: looked for {', '.join(SUFFIXES)}")
         file = name if content is None else io.BytesIO(content)
-        return (read_image(file, upright) if self.turn else read_image(file)), index
+        return read_image(file, upright if self.turn else as_it_is, self.mode), index
 
     def name(self, index: int) -> str:
         return self.pictures[index].name
@@ -174,10 +174,8 @@ def predict(
         raise UserError(
             f"{classifier.name} is a backbone without a head: it has features, and no classes to predict"
         )
-    source, transform = (
-        Pictures(pictures, description.turned),
-        description.preprocessing.transform(),
-    )
+    images = description.preprocessing
+    source, transform = Pictures(pictures, description.turned, images.mode), images.transform()
     views = SeededViews(source, transform, seed=0, substitute=False)
     batches = EvalBatches(len(pictures), batch_size)
     workers = 0 if len(pictures) <= batch_size else os.cpu_count() or 1

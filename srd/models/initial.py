@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from srd.errors import UserError
@@ -44,7 +45,14 @@ def place_of(init: str | None, name: str) -> str | None:
 
 
 def start_from(
-    where: str, model: nn.Module, name: str, *, num_classes: int, image_size: int, role: str
+    where: str,
+    model: nn.Module,
+    name: str,
+    *,
+    num_classes: int,
+    image_size: int,
+    role: str,
+    in_chans: int = 3,
 ) -> str:
     """Load the weights that a training starts from; what was done, in a line.
 
@@ -61,7 +69,8 @@ def start_from(
     if where == PRETRAINED or _is_tag(where, name, what):
         tag = name if where == PRETRAINED else where
         file = _released(tag, what) if find(tag, role=role) is not None else None
-        weights = load_weights(file) if file else _published(tag, num_classes, image_size, role)
+        sizes = {"num_classes": num_classes, "image_size": image_size, "in_chans": in_chans}
+        weights = load_weights(file) if file else _published(tag, sizes, role)
         where = str(file) if file else f"the published weights {tag}"
     else:
         weights = load_weights(where)
@@ -70,14 +79,13 @@ def start_from(
     return f"{what} starts from {where}{changes}"
 
 
-def _published(tag: str, num_classes: int, image_size: int, role: str) -> dict[str, Tensor]:
+def _published(tag: str, sizes: Mapping[str, int], role: str) -> dict[str, Tensor]:
     """timm's weights at this size; without the head that it draws for other classes.
 
     That would be another one on every process, and at every start.
     """
-    sizes = {"num_classes": num_classes, "image_size": image_size}
     model = timm_models.create_classifier(tag, **sizes, pretrained=True, role=role)
-    foreign = model.pretrained_cfg["num_classes"] != num_classes
+    foreign = model.pretrained_cfg["num_classes"] != sizes["num_classes"]
     heads = tuple(f"{name}." for name in head_names(model)) if foreign else ()
     return {name: value for name, value in model.state_dict().items() if not name.startswith(heads)}
 
@@ -116,7 +124,7 @@ def load_fitting(model: nn.Module, weights: Mapping[str, Tensor], source: Any, w
         UserError: anything else is missing, is left, or has another shape.
     """
     own = model.state_dict()
-    fitted = _converted(model, weights)
+    fitted = _of_channels(model, _converted(model, weights))
     resized = [
         name
         for name, value in fitted.items()
@@ -132,6 +140,19 @@ def load_fitting(model: nn.Module, weights: Mapping[str, Tensor], source: Any, w
     explain_mismatch(own, fitted, source, what)
     model.load_state_dict(fitted)
     return Fit(head_names(model) if new_head else (), tuple(resized))
+
+
+def _of_channels(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`weights` whose first convolutions, of pictures of 3 channels, are timm's for the model's."""
+    first = getattr(model, "pretrained_cfg", {}).get("first_conv") or ()
+    own = model.state_dict()
+    for name in (f"{conv}.weight" for conv in ([first] if isinstance(first, str) else first)):
+        there, wanted = weights.get(name), own.get(name)
+        if there is None or wanted is None or there.ndim != 4 or there.shape[1] != 3:
+            continue
+        if wanted.shape[1] != 3:
+            weights = {**weights, name: adapt_input_conv(wanted.shape[1], there)}
+    return weights
 
 
 def freeze_backbone(model: nn.Module, what: str) -> None:

@@ -65,9 +65,15 @@ def of_black_image(network: nn.Module, image_size: int) -> Output:
 
 
 def black_images(network: nn.Module, count: int, image_size: int) -> Tensor:
-    """Images (count, 3, image_size, image_size) of the type and on the device of `network`."""
+    """Images (count, 3, image_size, image_size) of the type and on the device of `network`.
+
+    Its `in_chans` says where they have other channels.
+    """
     like = next(chain(network.parameters(), network.buffers()))
-    return torch.zeros(count, 3, image_size, image_size, dtype=like.dtype, device=like.device)
+    channels = getattr(network, "in_chans", 3)
+    return torch.zeros(
+        count, channels, image_size, image_size, dtype=like.dtype, device=like.device
+    )
 
 
 @contextmanager

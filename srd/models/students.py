@@ -56,10 +56,14 @@ class Student(nn.Module):
     Args:
         model: the network; what is evaluated, exported and saved, under its own names.
         reads_features: off where only logits are needed.
+        in_chans: channels of the images.
     """
 
-    def __init__(self, model: nn.Module, read: Read, reads_features: bool = True) -> None:
+    def __init__(
+        self, model: nn.Module, read: Read, reads_features: bool = True, in_chans: int = 3
+    ) -> None:
         super().__init__()
+        self.in_chans = in_chans
         self.model, self.read, self.reads_features = model, read, reads_features
 
     def forward(self, images: Tensor) -> Output:
@@ -74,6 +78,7 @@ def open_student(
     drop_path: float = 0.0,
     role: str = "student",
     reads_features: bool = True,
+    in_chans: int = 3,
 ) -> Student:
     """A student by name that can read images of this size; its weights come from torch's seed.
 
@@ -81,16 +86,18 @@ def open_student(
 
     Args:
         role: teacher, for the messages, where it is trained to become one.
+        in_chans: channels of the images.
 
     Raises:
         UserError: as `create_network`, or it is no classifier, or its features cannot be pooled.
     """
     model, read = create_network(
-        name, num_classes=num_classes, image_size=image_size, drop_path=drop_path, role=role
-    )
+        name, num_classes=num_classes, image_size=image_size, drop_path=drop_path, role=role,
+        in_chans=in_chans,
+    )  # fmt: skip
     if hasattr(model, "set_distilled_training"):
         model.set_distilled_training(True)
-    student = Student(model, read, reads_features)
+    student = Student(model, read, reads_features, in_chans)
     timm_models.check_reading(
         student, name, num_classes=num_classes, image_size=image_size, role=role
     )
@@ -118,14 +125,21 @@ def create_network(
     image_size: int,
     drop_path: float = 0.0,
     role: str = "student",
+    in_chans: int = 3,
 ) -> tuple[Any, Read]:
     """A registered network or a timm classifier by name, and how it is read; see `create_student`."""
     if (builder := find(name, role=role)) is not None:
+        if in_chans != 3:
+            raise UserError(
+                f"the {role} {name} reads pictures of 3 channels, and model.in_chans is {in_chans}: "
+                "take one of timm's"
+            )
         network = builder.build(num_classes=num_classes, image_size=image_size, drop_path=drop_path)
         return network, builder.read
     network = timm_models.create_classifier(
-        name, num_classes=num_classes, image_size=image_size, drop_path=drop_path, role=role
-    )
+        name, num_classes=num_classes, image_size=image_size, drop_path=drop_path, role=role,
+        in_chans=in_chans,
+    )  # fmt: skip
     return network, timm_models.read
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from srd.config.fields import Teacher
+from srd.config.fields import IMAGENET_MEAN, IMAGENET_STD, Data, Teacher
 from srd.config.layers import Layer, build
 from srd.device import Precision
 from srd.errors import UserError
@@ -25,66 +23,12 @@ from srd.files.opened import Refused, read_small
 from srd.files.released import in_ckpts
 from srd.files.weights import load_claimed, weights_in
 from srd.models import timm_models
+from srd.models.frozen import FrozenTeacher, Normalization
 from srd.models.initial import Fit, head_names, load_fitting
 from srd.models.outputs import Output, Read, Representation, width
 from srd.models.recorded import RecordedTeacher
 from srd.models.students import create_network, find
 from srd.models.timm_models import CannotRead
-
-
-class Normalization(NamedTuple):
-    """Channel means and standard deviations that images were normalised with."""
-
-    mean: Sequence[float]
-    std: Sequence[float]
-
-
-class FrozenTeacher(nn.Module):
-    """A model that is only read: no gradients, and batch-norm statistics that never move.
-
-    Args:
-        model: the network; it is frozen in place.
-        read: calls it on images (B, 3, H, W).
-        given: how the student's images are normalised.
-        expected: how the teacher wants them; where it differs, images are converted.
-        size: pixels of the images that it reads, to which others are resized; None: of any.
-    """
-
-    shift: Tensor
-    scale: Tensor
-
-    def __init__(
-        self,
-        model: nn.Module,
-        read: Callable[[nn.Module, Tensor], Output],
-        given: Normalization,
-        expected: Normalization,
-        size: int | None = None,
-    ) -> None:
-        super().__init__()
-        self.model = model.requires_grad_(False)
-        self.read, self.size = read, size
-        self.converts = given != expected
-        mean, std, to_mean, to_std = (
-            torch.tensor(values).view(3, 1, 1) for values in (*given, *expected)
-        )
-        self.register_buffer("scale", std / to_std)
-        self.register_buffer("shift", (mean - to_mean) / to_std)
-        self.eval()
-
-    def train(self, mode: bool = True) -> FrozenTeacher:
-        """Stays in evaluation mode, whatever `mode` says."""
-        return super().train(False)
-
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> Output:
-        if self.converts:
-            images = images * self.scale + self.shift
-        if self.size is not None and images.shape[-1] != self.size:
-            size = (self.size, self.size)
-            images = F.interpolate(images, size, mode="bicubic", antialias=True)
-        return self.read(self.model, images)
-
 
 PAPER_TEACHER = "regnety_160.deit_in1k"
 PAPER_FILE = "regnety_160-a5fe301d.pth"
@@ -242,11 +186,16 @@ def _open(
 ) -> tuple[_Opened, FrozenTeacher]:
     """The network and its frozen form, which has looked at one image of this size."""
     opened = source(name, num_classes, image_size)
-    recorded = _recorded(opened.content, opened.source)
+    recorded = _recorded(opened.content, opened.source) or Normalization((), ())
+    if len(recorded.mean) not in (0, 3, len(given.mean)):
+        raise UserError(
+            f"the teacher {name} reads pictures of {len(recorded.mean)} channels, and the student of "
+            f"{len(given.mean)}: set model.in_chans to {len(recorded.mean)}, or take another teacher"
+        )
     usual = getattr(opened.model, "pretrained_cfg", {})
     expected = Normalization(
-        tuple(teacher.mean or recorded.mean or usual.get("mean") or given.mean),
-        tuple(teacher.std or recorded.std or usual.get("std") or given.std),
+        tuple(teacher.mean or recorded.mean or usual.get("mean") or IMAGENET_MEAN),
+        tuple(teacher.std or recorded.std or usual.get("std") or IMAGENET_STD),
     )
     frozen = FrozenTeacher(opened.model, opened.read, given, expected)
     timm_models.check_reading(
@@ -257,12 +206,14 @@ def _open(
 
 def _from_file(file: Path, name: str, num_classes: int, image_size: int) -> _Opened:
     digest, content = load_claimed(file)
+    told = content if "config" in content else _told_by_run(file)
+    recorded = _recorded(told, str(file))
     model, read = create_network(
-        name, num_classes=num_classes, image_size=image_size, role="teacher"
-    )
+        name, num_classes=num_classes, image_size=image_size, role="teacher",
+        in_chans=len(recorded.mean) if recorded else 3,
+    )  # fmt: skip
     what = f"{name} with {num_classes} classes"
     fit = load_fitting(model, weights_in(content, file), file, what)
-    told = content if "config" in content else _told_by_run(file)
     return _Opened(model, read, str(file), digest, told, fit)
 
 
@@ -315,8 +266,8 @@ def _class_names(content: Mapping[str, Any]) -> list[str] | None:
     return [str(name) for name in names] if isinstance(names, list) else None
 
 
-def _recorded(content: Mapping[str, Any], source: str) -> Teacher:
-    """Mean and standard deviation in a checkpoint of our own runs; None for anyone else's.
+def _recorded(content: Mapping[str, Any], source: str) -> Normalization | None:
+    """How the images of one of our own runs were normalised, as its checkpoint says; None elsewhere.
 
     Raises:
         UserError: they are no such numbers.
@@ -324,6 +275,9 @@ def _recorded(content: Mapping[str, Any], source: str) -> Teacher:
     data = content.get("config", {})
     data = data.get("data", {}) if isinstance(data, dict) else {}
     if not isinstance(data, dict) or not {"mean", "std"} <= set(data):
-        return Teacher()
+        return None
     given = {name: data[name] for name in ("mean", "std")}
-    return build(Teacher, [Layer(f"the settings in {source}", given)])
+    checked = build(Data, [Layer(f"the settings in {source}", given)])
+    if len(checked.mean) != len(checked.std) or len(checked.mean) not in (1, 3, 4):
+        raise UserError(f"the settings in {source}: mean and std are none of 1, 3 or 4 channels")
+    return Normalization(tuple(checked.mean), tuple(checked.std))

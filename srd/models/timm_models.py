@@ -56,6 +56,7 @@ def create_classifier(
     drop_path: float = 0.0,
     pretrained: bool = False,
     role: str = "model",
+    in_chans: int = 3,
 ) -> Any:
     """A timm classifier by name.
 
@@ -65,6 +66,7 @@ def create_classifier(
         drop_path: stochastic depth of the last block, 0 also where timm's own default is more.
         pretrained: with timm's weights.
         role: student, teacher or model, for the messages.
+        in_chans: channels of the images; weights for other ones are changed as timm does it.
 
     Raises:
         UserError: an unknown name, no classes, an image size for which it cannot be built, a drop
@@ -74,6 +76,8 @@ def create_classifier(
     if num_classes < 0:
         raise UserError(f"a {role} has classes, or 0 for no head, not {num_classes}")
     arguments: dict[str, Any] = {"num_classes": num_classes} | _size(name, image_size)
+    if in_chans != 3:
+        arguments["in_chans"] = in_chans
     try:
         return _build(name, drop_path, {**arguments, "pretrained": pretrained})
     except UserError:

@@ -42,14 +42,17 @@ class Spread:
         return cls(n, mean(values), deviation, half)
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f}" + (f" ± {self.deviation:.1f}" if self.n > 1 else "")
+        return self.text(1)
 
-    @property
-    def interval(self) -> str:
+    def text(self, digits: int) -> str:
+        """`94.3 ± 1.5`."""
+        return f"{self.mean:.{digits}f}" + (f" ± {self.deviation:.{digits}f}" if self.n > 1 else "")
+
+    def interval(self, digits: int = 1) -> str:
         """`94.1 to 97.2`, or that a single run has none."""
         if self.half is None:
             return "one run"
-        return f"{self.mean - self.half:.1f} to {self.mean + self.half:.1f}"
+        return f"{self.mean - self.half:.{digits}f} to {self.mean + self.half:.{digits}f}"
 
 
 @dataclass(frozen=True)
@@ -74,14 +77,19 @@ class Group:
         return {**own, "model.name": run.settings.get("teacher.name")}
 
     @property
+    def labelled(self) -> bool:
+        """Whether its runs are measured by their accuracy, not by a distance to the teacher."""
+        return self.runs[0].measure == "acc1"
+
+    @property
     def last(self) -> Spread:
-        """Top-1 at the end."""
+        """Top-1, or the distance, at the end."""
         return Spread.of([run.last for run in self.runs])
 
     @property
     def best(self) -> Spread:
-        """Top-1 of the best epoch, chosen on the same images: optimistic."""
-        return Spread.of([run.best if run.evaluations else run.last for run in self.runs])
+        """Of the best epoch, chosen on the same images: optimistic."""
+        return Spread.of([run.best for run in self.runs])
 
     @property
     def state(self) -> str:
@@ -126,7 +134,8 @@ def fold(runs: Sequence[Run]) -> list[Group]:
 
 
 def _key(run: Run) -> Any:
-    return (is_teacher(run), _recipe(run)) if run.settings else _without_seed(run.name)
+    recipe = _recipe(run) if run.settings else _without_seed(run.name)
+    return is_teacher(run) and bool(run.settings), run.measure, recipe
 
 
 def _without_seed(name: str) -> str:

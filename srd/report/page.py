@@ -20,7 +20,7 @@ from srd.report.classes import (
 from srd.report.groups import Group
 from srd.report.panels import PANELS, as_svg, style
 from srd.report.runs import Run
-from srd.report.table import NOTE, columns, rows
+from srd.report.table import columns, note, rows
 from srd.run.predictions import Predictions, Told, agreement, in_common, media_type
 
 # Nothing on the page may run or be fetched, whatever a name in it has become.
@@ -44,7 +44,7 @@ def make_page(groups: Sequence[Group], title: str) -> str:
         f'<p class="dim">{runs} run{"s" * (runs != 1)} in {len(groups)} '
         f"group{'s' * (len(groups) != 1)}; runs that differ only in their seed are one group.</p>",
         _table(*rows(groups, few)),
-        f'<p class="dim">{text(NOTE)}</p>',
+        f'<p class="dim">{text(note(groups))}</p>',
         *_settings(groups, many),
         "<h2>Curves</h2>",
         _legend(groups),

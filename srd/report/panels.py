@@ -64,8 +64,10 @@ def _points(curve: dict[int, float]) -> tuple[list[int], list[float]]:
 
 def finals(axes: Any, groups: Sequence[Group]) -> bool:
     """Top-1 at the end: a dot for each seed, the mean, and its 95 % interval."""
-    for number, group in enumerate(groups):
-        colour, _ = style(number)
+    shown = [(style(n)[0], group) for n, group in enumerate(groups) if group.labelled]
+    if not shown:
+        return False
+    for number, (colour, group) in enumerate(shown):
         spread = group.last
         if spread.half is not None:
             axes.errorbar(spread.mean, number, xerr=spread.half, color=colour, capsize=4, lw=1.5)
@@ -73,7 +75,7 @@ def finals(axes: Any, groups: Sequence[Group]) -> bool:
             [run.last for run in group.runs], [number] * spread.n, ".", color=colour, alpha=0.5
         )
         axes.plot(spread.mean, number, "D", color=colour, markersize=6)
-    axes.set_yticks(range(len(groups)), [label(group.name, 24) for group in groups])
+    axes.set_yticks(range(len(shown)), [label(group.name, 24) for _, group in shown])
     for text in axes.get_yticklabels():
         text.set_parse_math(False)
     axes.invert_yaxis()
@@ -102,6 +104,7 @@ def spectra(axes: Any, groups: Sequence[Group]) -> bool:
 PANELS = (
     Panel("Accuracy of the student", "epoch", "top-1, %", over_epochs("acc1")),
     Panel("Accuracy at the end, 95 % interval over seeds", "top-1, %", "", finals),
+    Panel("Distance to the teacher's features", "epoch", "distance", over_epochs("distance")),
     Panel("Training loss", "epoch", "loss", over_epochs("loss", "epochs")),
     Panel("Loss on the validation images", "epoch", "cross-entropy", over_epochs("loss")),
     Panel("Agreement with the teacher", "epoch", "same class, %", over_epochs("agreement")),

@@ -14,7 +14,7 @@ from typing import Any
 from srd.config.layers import flatten, read_yaml
 from srd.errors import UserError
 from srd.files.opened import Refused, read_small
-from srd.run.folder import RunFolder
+from srd.run.folder import SCORES, RunFolder
 from srd.run.predictions import Predictions, read_predictions
 
 METRICS_BYTES = 1 << 30
@@ -53,16 +53,23 @@ class Run:
         return int(named[1]) if named else None
 
     @property
+    def measure(self) -> str:
+        """What it is measured by: `acc1`, in percent, or without labels `distance`."""
+        told = self.result or self.evaluations[max(self.evaluations)]
+        return next(name for name in SCORES if name in told)
+
+    @property
     def best(self) -> float:
-        """The highest top-1 of all epochs, in percent."""
-        return max(row["acc1"] for row in self.evaluations.values())
+        """The highest top-1, or the least distance, of all epochs; its last where none is there."""
+        values = [float(row[self.measure]) for row in self.evaluations.values()]
+        choose = max if self.measure == "acc1" else min
+        return choose(values, default=self.last)
 
     @property
     def last(self) -> float:
-        """Top-1 at its end; of an unfinished run, in its last evaluation so far."""
-        if self.result is not None:
-            return float(self.result["acc1"])
-        return float(self.evaluations[max(self.evaluations)]["acc1"])
+        """Top-1, or distance, at its end; of an unfinished run, in its last evaluation so far."""
+        told = self.result or self.evaluations[max(self.evaluations)]
+        return float(told[self.measure])
 
     @property
     def state(self) -> str:
@@ -130,12 +137,16 @@ def read_run(folder: Path, name: str) -> Run:
     files = RunFolder(folder)
     result = files.finished()
     if result is None and os.path.isfile(files.result):
-        raise UserError(f"{files.result} is no run's result: it has no acc1 and best_acc1")
+        raise UserError(
+            f"{files.result} is no run's result: it has neither acc1 and best_acc1, nor distances"
+        )
     rows = _read_rows(files.metrics)
     students = [row for row in rows if row["kind"] != "eval" or "model" not in row]
     evaluations = _by_epoch(students, "eval")
-    if any(not _is_number(row.get("acc1")) for row in evaluations.values()):
-        raise UserError(f"{files.metrics} is damaged: an evaluation without acc1")
+    told = [{name for name in SCORES if _is_number(row.get(name))} for row in evaluations.values()]
+    told += [{name for name in SCORES if name in result}] if result else []
+    if told and not set.intersection(*told):
+        raise UserError(f"{files.metrics} is damaged: an evaluation without acc1, or distance")
     return Run(
         name=name,
         folder=folder,

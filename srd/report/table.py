@@ -14,6 +14,10 @@ NOTE = (
     "95 % interval of the mean. The best epoch is chosen on the same images, which flatters it. "
     "Agreement: the same class as the teacher's."
 )
+UNLABELLED = (
+    " Of pictures without labels: the distance of the projected features to the teacher's, 1 - cosine "
+    "where the loss has one, less is better."
+)
 
 
 def rows(
@@ -21,21 +25,21 @@ def rows(
 ) -> tuple[list[str], list[list[str]]]:
     """Titles, and a row of texts for each group; `settings` become columns."""
     titles = [
-        "run", *settings, "n", "top-1, %", "95 % interval", "best epoch, %", "agreement, %",
-        "epochs", "seconds", "state",
+        "run", *settings, "n", "top-1, %", "distance", "95 % interval", "best epoch, %",
+        "best distance", "agreement, %", "epochs", "seconds", "state",
     ]  # fmt: skip
     lines = []
     for number, group in enumerate(groups):
         chosen = [values[number] for values in settings.values()]
-        last = group.last
+        last, best, digits = group.last, group.best, 1 if group.labelled else 4
         lines.append(
             [
                 group.name,
                 *chosen,
                 str(last.n),
-                str(last),
-                last.interval,
-                str(group.best),
+                *_under(group, last.text(digits)),
+                last.interval(digits),
+                *_under(group, best.text(digits)),
                 spread_text(group.over("agreement")),
                 epochs_text(group),
                 seconds_text(group.over("seconds")),
@@ -44,6 +48,16 @@ def rows(
         )
     keep = [i for i in range(len(titles)) if any(line[i] for line in lines)]
     return [titles[i] for i in keep], [[line[i] for i in keep] for line in lines]
+
+
+def _under(group: Group, text: str) -> tuple[str, str]:
+    """A text in the column of accuracies, or in that of distances."""
+    return (text, "") if group.labelled else ("", text)
+
+
+def note(groups: Sequence[Group]) -> str:
+    """What the numbers mean."""
+    return NOTE + ("" if all(group.labelled for group in groups) else UNLABELLED)
 
 
 def columns(groups: Sequence[Group]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
@@ -70,7 +84,7 @@ def epochs_text(group: Group) -> str:
 def markdown(groups: Sequence[Group]) -> str:
     """The report's text."""
     few, many = columns(groups)
-    lines = [*_table(*rows(groups, few)), "", NOTE]
+    lines = [*_table(*rows(groups, few)), "", note(groups)]
     if many:
         body = [[key, *values] for key, values in many.items()]
         titles = ["setting", *(group.name for group in groups)]

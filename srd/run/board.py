@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+from tensorboard.plugins.hparams.summary_v2 import HParam, Metric, hparams_config_pb, hparams_pb
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
@@ -15,6 +15,10 @@ from srd.config.layers import dump_yaml, flatten
 from srd.printable import as_code, printable
 
 MOST_SETTINGS = 300  # a recipe of torchdistill's may say anything
+MEASURES = {  # columns beside the settings, without labels or with
+    False: ("eval/acc1", "eval/acc5", "eval/loss", "eval/agreement", "epoch/loss"),
+    True: ("eval/distance", "eval/cosine", "eval/agreement", "epoch/loss"),
+}
 SHOWN = 16  # pictures of a batch
 
 
@@ -23,6 +27,9 @@ def show_settings(board: SummaryWriter, name: str, settings: Mapping[str, Any]) 
     flat = {"run": name, **flatten(settings)}
     values = {printable(k)[:200]: _plain(v) for k, v in [*flat.items()][:MOST_SETTINGS]}
     writer: Any = board.file_writer
+    measures = MEASURES[bool(flat.get("data.unlabelled"))]
+    columns = [Metric(tag) for tag in measures]
+    writer.add_summary(hparams_config_pb([HParam(key) for key in values], columns))
     writer.add_summary(hparams_pb(values, trial_id=name))
     board.add_text("settings", f"run {printable(name)}\n\n{as_code(dump_yaml(settings), 'yaml')}")
 

@@ -22,7 +22,7 @@ from srd.strict import plain_name
 # What a run leaves in its folder, besides what is hidden.
 OWN = {
     "checkpoints", "config.yaml", "log.txt", "metrics.jsonl", "predictions.json", "result.json",
-    "student.safetensors", "tensorboard",
+    "student.safetensors", "tensorboard", "wandb",
 }  # fmt: skip
 
 

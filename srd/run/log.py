@@ -19,6 +19,7 @@ from srd.errors import RunFailed, UserError
 from srd.files.checkpoint import write_text
 from srd.printable import printable_lines
 from srd.run.board import show_pictures, show_settings
+from srd.run.tracking import Tracking
 
 PLAIN_LINE_SECONDS = 10.0
 
@@ -32,6 +33,7 @@ class RunLog:
         first_step: number of updates already made; rows at or after it, from a run that was
             killed, are dropped, so that the files read as if the run had never stopped.
         copy_to: a second place for the lines of `log.txt`.
+        tracking: sends the rows to a tracker.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class RunLog:
         main: bool = True,
         first_step: int = 0,
         copy_to: Path | None = None,
+        tracking: Tracking | None = None,
     ) -> None:
         self.main, self.folder = main, folder if main else None
         self.interactive = main and sys.stderr is not None and sys.stderr.isatty()
@@ -47,6 +50,8 @@ class RunLog:
         self._metrics: Any = None
         self._text: Any = None
         self._board: SummaryWriter | None = None
+        self._tracking = tracking
+        self._result: Mapping[str, Any] | None = None
         if main and copy_to is not None:
             try:
                 copy_to.parent.mkdir(parents=True, exist_ok=True)
@@ -103,9 +108,13 @@ class RunLog:
         if self._metrics is None:
             return
         self._write(self._metrics, json.dumps({"kind": kind, **values}) + "\n")
+        told = board if board is not None else values
+        if self._tracking is not None:
+            self._tracking.row(kind, {**told, "step": values["step"]})
+            self._news()
         assert self._board is not None
         try:
-            for name, value in (board if board is not None else values).items():
+            for name, value in told.items():
                 if isinstance(value, (int, float)) and name not in ("step", "epoch"):
                     self._board.add_scalar(f"{kind}/{name}", value, values["step"])
                 elif isinstance(value, list):
@@ -144,8 +153,20 @@ class RunLog:
         with Bar(self, label, total, done) as bar:
             yield bar
 
+    def result(self, values: Mapping[str, Any]) -> None:
+        """What a run leaves at its end, for the tracker."""
+        self._result = values
+
+    def _news(self) -> None:
+        if self._tracking is not None and (news := self._tracking.news()):
+            self.info(news)
+
     def close(self) -> None:
-        """Close the files."""
+        """Close the files, and the tracker."""
+        if self._tracking is not None:
+            self._tracking.close(self._result)
+            with suppress(OSError, RunFailed):
+                self._news()
         for file in (self._metrics, self._text, self._copy, self._board):
             if file is not None:
                 with suppress(OSError):  # a full disk, a folder that is gone: told by who wrote

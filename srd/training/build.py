@@ -59,6 +59,7 @@ def make_task(
             drop_path=config.model.drop_path,
             role=trained,
             reads_features=loss.reads not in (None, "logits"),
+            in_chans=config.model.in_chans,
         )
         representation = None
         if teacher is not None and loss.reads is not None:
@@ -88,7 +89,8 @@ def start(config: Config, trained: Trained, task: DistillationTask, num_classes:
     name = config.teacher.name if trained == "teacher" else config.model.name
     if (where := place_of(config.model.init, name)) is None:
         return None
-    sizes = {"num_classes": num_classes, "image_size": config.model.image_size}
+    model = config.model
+    sizes = {"num_classes": num_classes, "image_size": model.image_size, "in_chans": model.in_chans}
     return start_from(where, task.model, name, **sizes, role=trained)
 
 

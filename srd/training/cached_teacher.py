@@ -13,8 +13,9 @@ from srd.cache.replay import OpenCache, Replay
 from srd.config.fields import Config
 from srd.data.inputs import Inputs
 from srd.device import Precision
+from srd.models.frozen import Normalization
 from srd.models.outputs import Output, Representation
-from srd.models.teacher import LoadedTeacher, Normalization, open_teacher
+from srd.models.teacher import LoadedTeacher, open_teacher
 from srd.training.micro_batches import in_parts
 from srd.training.run_cache import RunCache
 from srd.training.task import DistillationTask, Teach

@@ -285,7 +285,13 @@ class Loop:
             self.saver.save(self.state(), lambda state: (before(), write(state)))
 
     def evaluate_epoch(self) -> Measured:
-        """Measure the model (its average, where there is one), log it, and keep the best so far."""
+        """Measure the model, log it, and keep the best so far.
+
+        Where there is an average, the model itself gets a row of its own (`"model": "raw"`), and the
+        average is what counts.
+        """
+        if self.average:
+            self.log_raw(self.evaluate(self.signals.asked))
         with self.average.in_place() if self.average else nullcontext():
             reduce.share_buffers(self.task.model)  # with statistics of each share, they differ
             accuracy = self.evaluate(self.signals.asked)
@@ -299,6 +305,13 @@ class Loop:
         if improved and self.plan.keep_best:
             self.save(self.folder.best)
         return accuracy
+
+    def log_raw(self, accuracy: Measured) -> None:
+        """What was measured of the weights that are trained, beside their average."""
+        row = accuracy.row()
+        place = {"model": "raw", "epoch": self.position.epoch, "step": self.position.updates}
+        self.log.row("eval", {**place, **row}, board={f"raw_{k}": v for k, v in row.items()})
+        self.log.info(f"{self.label}  without the average  {accuracy}")
 
     def take_note(self, accuracy: Measured) -> bool:
         """Log what was measured; whether it is the best so far."""

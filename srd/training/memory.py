@@ -70,7 +70,10 @@ def measure(
     if teacher is not None:
         passing = max(passing, _largest(teacher, image_size, precision))
     trained = sum(p.numel() * p.element_size() for p in student.parameters() if p.requires_grad)
-    image = 3 * image_size**2 * 4 * (2 + 2 * workers)  # itself, mixed; and what is ready next
+    channels = getattr(student, "in_chans", 3)
+    image = (
+        channels * image_size**2 * 4 * (2 + 2 * workers)
+    )  # itself, mixed; and what is ready next
     return Needs((more - few) / 2, TRANSIENT * passing, image, MOMENTS * trained)
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from srd.config.effects import configure
-from srd.config.fields import Config, read_config
+from srd.config.fields import Config
 from srd.config.layers import Layer, flatten, merge, nested
 from srd.config.presets import FEW, small
+from srd.config.reading import read_config
 from srd.data.sources import open_splits
 from srd.device import choose_device
 from srd.models.initial import place_of

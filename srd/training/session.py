@@ -22,6 +22,7 @@ from srd.run.opening import instead, open_run
 from srd.run.provenance import provenance
 from srd.run.resume import SLIM, Opened
 from srd.run.state import MOST, Misfit
+from srd.run.tracking import Tracking
 from srd.training.fit import check_fits
 from srd.training.loop import Loop
 
@@ -152,25 +153,25 @@ class Session:
         if not processes.is_main():
             return
         position = loop.position
-        self.folder.write_result(
-            {
-                **asdict(self.identity),
-                **about,
-                **accuracy.row(),
-                **accuracy.best(position.best_acc1),
-                "best_epoch": position.best_epoch,
-                "epochs": plan.epochs,
-                "updates": position.updates,
-                "images_trained": images_trained(loop.extended, position.updates, plan.batch_size),
-                "seconds": round(position.seconds, 1),
-                "device": device_name(precision.device),
-                "precision": str(precision),
-                "processes": processes.world_size(),
-                **provenance(),
-                **({"extended": loop.extended} if loop.extended else {}),
-                **({SLIM: self.saved_with} if self.slim else {}),
-            }
-        )
+        result = {
+            **asdict(self.identity),
+            **about,
+            **accuracy.row(),
+            **accuracy.best(position.best_acc1),
+            "best_epoch": position.best_epoch,
+            "epochs": plan.epochs,
+            "updates": position.updates,
+            "images_trained": images_trained(loop.extended, position.updates, plan.batch_size),
+            "seconds": round(position.seconds, 1),
+            "device": device_name(precision.device),
+            "precision": str(precision),
+            "processes": processes.world_size(),
+            **provenance(),
+            **({"extended": loop.extended} if loop.extended else {}),
+        }
+        slim = {SLIM: self.saved_with} if self.slim else {}
+        self.folder.write_result({**result, **slim})
+        self.log.result(result)
         if self.slim:
             self.folder.make_slim()
         self.log.info(
@@ -199,6 +200,7 @@ def open_session(
     copy_to: Path | None = None,
     pace: Pace | None = None,
     slim: bool = False,
+    track: str | None = None,
 ) -> Iterator[Session | None]:
     """The run in `folder`, from its start or from where it was; None, and a word, if it is finished.
 
@@ -210,6 +212,7 @@ def open_session(
         copy_to: a second place for the lines of `log.txt`.
         pace: how long the run is, where it may go on under other settings (--extend).
         slim: remove the checkpoints when the run is done, or has been before.
+        track: the tracker that the run is sent to, one that `check_tracker` has passed.
 
     Raises:
         UserError: as `open_run`, or the log cannot be written.
@@ -238,7 +241,10 @@ def open_session(
             yield None
             return
         first = MOST if opened.changed else opened.updates  # rows are dropped when all fits
-        log = RunLog(folder.path, processes.is_main(), first, copy_to)
+        here = track is not None and processes.is_main()
+        tracking = Tracking(str(track), folder.path, settings) if here else None
+        processes.from_main(lambda: tracking.check() if tracking is not None else None)
+        log = RunLog(folder.path, processes.is_main(), first, copy_to, tracking)
         try:
             log.lines(opened.notes)
             yield Session(

@@ -32,8 +32,9 @@ def check_student(config: Config, num_classes: int) -> None:
     loss, size = LOSSES[config.distill.loss.name], config.model.image_size
     reads = loss.reads not in (None, "logits")
     student = open_student(
-        config.model.name, num_classes=num_classes, image_size=size, reads_features=reads
-    )
+        config.model.name, num_classes=num_classes, image_size=size, reads_features=reads,
+        in_chans=config.model.in_chans,
+    )  # fmt: skip
     if loss.reads is not None:
         width(student, loss.reads, image_size=size, role="student")
 

@@ -9,15 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from srd.config.fields import (
-    NOT_RECIPE,
-    Config,
-    Distill,
-    Plan,
-    default_name,
-    read_config,
-)
+from srd.config.fields import NOT_RECIPE, Config, Distill, Plan, default_name
 from srd.config.layers import Layer, to_mapping
+from srd.config.reading import read_config
 from srd.data.batches import check_shares
 from srd.data.inputs import Inputs, open_inputs
 from srd.device import Precision, choose_device, set_determinism
@@ -27,6 +21,7 @@ from srd.method.losses import LOSSES, NoSettings
 from srd.models.teacher import LoadedTeacher
 from srd.run.extension import Pace
 from srd.run.folder import RunFolder
+from srd.run.trackers import check_tracker
 from srd.training.build import AnyTeacher, Trained, identify, make_loop, make_task, prepare, start
 from srd.training.cached_teacher import load_teacher, teaching
 from srd.training.comparison import Comparison, ValidationImages
@@ -55,6 +50,7 @@ def train(config: Config, trained: Trained = "student", notes: Sequence[str] = (
         UserError: wrong input. Stopped: a signal came, and the run is saved. RunFailed: a loss is
             not finite, or a file cannot be written.
     """
+    check_tracker(config.track)
     device = choose_device(config.device)
     with processes.joined(device):
         processes.check_same([trained, to_mapping(config)])
@@ -98,6 +94,7 @@ def train(config: Config, trained: Trained = "student", notes: Sequence[str] = (
             upgrade=upgraded,
             pace=pace_of(config.train, inputs) if config.extend else None,
             slim=config.slim,
+            track=config.track,
         ) as session:
             if session is None:
                 return

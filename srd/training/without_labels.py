@@ -13,8 +13,9 @@ from srd.errors import UserError
 from srd.evaluation.accuracy import evaluating
 from srd.evaluation.likeness import Likeness, measure_likeness
 from srd.method.losses import LOSSES
+from srd.models.frozen import Normalization
 from srd.models.own_head import classes_of
-from srd.models.teacher import LoadedTeacher, Normalization, open_teacher
+from srd.models.teacher import LoadedTeacher, open_teacher
 from srd.run.log import RunLog
 from srd.training.task import DistillationTask
 

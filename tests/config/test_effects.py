@@ -49,7 +49,11 @@ def test_a_teacher_given_by_hand_wins_over_a_files_recipe(field: str, recipe: st
     given = [Layer("--teacher", {"teacher": {field: value}})]
     assert configure(shared, given, "student").teacher.recipe == recipe
     both = [*given, Layer("--set", {"teacher": {"recipe": "mine.yaml"}})]
-    assert configure(shared, both, "student").teacher.recipe == "mine.yaml"
+    if field == "checkpoint":
+        with pytest.raises(UserError, match=r"teacher\.recipe has no effect beside"):
+            configure(shared, both, "student")
+    else:
+        assert configure(shared, both, "student").teacher.recipe == "mine.yaml"
 
 
 def test_a_checkpoint_for_a_teacher_that_is_trained_is_where_it_starts() -> None:
@@ -122,3 +126,21 @@ def test_a_files_warm_up_keeps_its_share_of_a_run_that_flags_make_shorter() -> N
     for epochs, expected in ((81, 80), (80, 64), (5, 4)):
         given = [Layer("--epochs", {"train": {"epochs": epochs}})]
         assert configure(file, given, "student").optim.warmup_epochs == expected
+
+
+@pytest.mark.parametrize(
+    "key, value, other",
+    [
+        ("color_jitter", 0.1, {}),
+        ("erase_count", 2, {"erase": 0.0}),
+        ("mix_probability", 0.5, {"mixup": 0.0, "cutmix": 0.0}),
+        ("mix_switch", 0.1, {"cutmix": 0.0}),
+    ],
+)
+def test_what_another_setting_keeps_idle_is_refused_by_hand(
+    key: str, value: float, other: dict[str, float]
+) -> None:
+    shared = [Layer("file", {"augment": {key: value, **other}})]
+    assert configure(shared, [], "student")  # of a file that several runs share
+    with pytest.raises(UserError, match=rf"here: augment\.{key} has no effect with.* leave it out"):
+        configure(shared, [Layer("here", {"augment": {key: value}})], "student")

@@ -9,8 +9,9 @@ import yaml
 
 from deit.main import configure, make_parser
 from srd.config.checks import check
-from srd.config.fields import MOVED, Config, default_name, read_config
+from srd.config.fields import Config, default_name
 from srd.config.layers import Layer, dump_yaml, flatten, read_yaml, to_mapping
+from srd.config.reading import MOVED, read_config
 from srd.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from srd.config.checks import check
-from srd.config.fields import read_config
 from srd.config.layers import Layer
 from srd.config.presets import FEW, small, warmup
+from srd.config.reading import read_config
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

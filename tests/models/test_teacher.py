@@ -16,14 +16,9 @@ from deit.student import create_student
 from srd.config.fields import Teacher
 from srd.device import Precision
 from srd.errors import UserError
+from srd.models.frozen import FrozenTeacher, Normalization
 from srd.models.outputs import Output, width
-from srd.models.teacher import (
-    FrozenTeacher,
-    LoadedTeacher,
-    Normalization,
-    load_teacher,
-    open_teacher,
-)
+from srd.models.teacher import LoadedTeacher, load_teacher, open_teacher
 
 HALF = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from srd.errors import UserError
+from srd.models.frozen import FrozenTeacher, Normalization
 from srd.models.outputs import Output, width
 from srd.models.students import Student, open_student
-from srd.models.teacher import FrozenTeacher, Normalization
 from srd.models.timm_models import check_name, check_reading, create_classifier, read
 
 HALF = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from scipy import stats
 
 from srd.report.groups import Spread, differences, fold
+from srd.report.page import make_page
+from srd.report.panels import save_png
 from srd.report.runs import find_runs
 from srd.report.table import markdown
 from tests.report.made import write_run
@@ -19,8 +22,8 @@ def test_spread_is_students() -> None:
     low, high = stats.t.interval(0.95, 3, loc=sum(values) / 4, scale=stats.sem(values))
     assert spread.n == 4 and spread.half is not None
     assert (spread.mean - spread.half, spread.mean + spread.half) == pytest.approx((low, high))
-    assert spread.interval == f"{low:.1f} to {high:.1f}"
-    assert (str(Spread.of([3.0])), Spread.of([3.0]).interval) == ("3.0", "one run")
+    assert spread.interval() == f"{low:.1f} to {high:.1f}"
+    assert (str(Spread.of([3.0])), Spread.of([3.0]).interval()) == ("3.0", "one run")
 
 
 def test_seeds_are_folded_and_values_are_columns(tmp_path: Path) -> None:
@@ -74,3 +77,24 @@ def test_many_settings_get_a_table_of_their_own(tmp_path: Path) -> None:
     write_run(tmp_path / "b|*x*", [1.0])
     text = markdown(fold(find_runs([tmp_path])))
     assert "| setting | a | b\\|\\*x\\* |" in text and "| optim.lr | 0.1 | 0.0005 |" in text
+
+
+def test_runs_without_labels_are_told_by_their_distance(tmp_path: Path) -> None:
+    for seed, distances in enumerate([[0.5, 0.25], [0.5, 0.35]]):
+        folder = write_run(tmp_path / f"un_seed{seed}", [1.0, 1.0], settings={"seed": seed})
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        measured = [row for row in rows if row["kind"] == "eval" and "model" not in row]
+        for row, distance in zip(measured, distances, strict=True):
+            del row["acc1"], row["loss"]
+            row["distance"] = distance
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        told = {"trained": "student", "distance": distances[-1], "best_distance": distances[-1]}
+        (folder / "result.json").write_text(json.dumps({**told, "agreement": 80.0}))
+    write_run(tmp_path / "labelled", [70.0])
+    groups = fold(find_runs([tmp_path]))
+    assert [group.labelled for group in groups] == [True, False]
+    text = markdown(groups)
+    assert "| 0.3000 ± 0.0707 |" in text and "| 80.0 ± 0.0 |" in text and "| 70.0 |" in text
+    assert "Of pictures without labels" in text
+    save_png(groups[1:], tmp_path / "report.png")
+    assert "Distance to the teacher" in make_page(groups, "both")

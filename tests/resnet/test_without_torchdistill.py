@@ -11,8 +11,8 @@ from torch import Tensor
 from torchvision.models import resnet18, resnet34
 
 from resnet.extension import SimpleRecipeCriterion, SimpleRecipeWrapper
-from srd.config.fields import read_config
 from srd.config.layers import Layer, read_yaml
+from srd.config.reading import read_config
 from srd.device import Precision
 from srd.method.losses import create_loss
 from srd.models.outputs import Output

@@ -214,6 +214,9 @@ def test_tensorboard_gets_settings_pictures_and_spectra(tmp_path: Path) -> None:
         )
     ]
     start = HParamsPluginData.FromString(content).session_start_info
+    config = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
+    columns = HParamsPluginData.FromString(config).experiment.metric_infos
+    assert [column.name.tag for column in columns][:2] == ["eval/acc1", "eval/acc5"]
     assert start.hparams["optim.lr"].number_value == 0.1
     assert start.hparams["run"].string_value == "mine"
     assert start.hparams["name"].string_value == r"a`b\x1b"

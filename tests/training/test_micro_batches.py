@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from deit.student import ConvStemDeiT, read
-from srd.config.fields import Distill, read_config
+from srd.config.fields import Distill
 from srd.config.layers import Layer
+from srd.config.reading import read_config
 from srd.device import Precision
 from srd.method.losses import LOSSES, create_loss
 from srd.models.outputs import Output

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from srd.config.fields import Config, read_config
+from srd.config.fields import Config
 from srd.config.layers import Layer, nested
+from srd.config.reading import read_config
 from srd.data.inputs import Inputs, open_inputs
 from srd.device import Precision
 from srd.training.preflight import preflight

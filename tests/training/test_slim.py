@@ -15,7 +15,8 @@ from deit import main
 from deit.student import SIZES
 from srd.config.fields import Teacher
 from srd.files.checkpoint import load_weights
-from srd.models.teacher import Normalization, load_teacher
+from srd.models.frozen import Normalization
+from srd.models.teacher import load_teacher
 from srd.run.folder import RunFolder
 from tests.training.test_resume import NARROW, arguments
 

@@ -12,15 +12,17 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from deit.student import ConvStemDeiT, read
-from srd.config.fields import Distill, read_config
+from srd.config.fields import Distill
 from srd.config.layers import Layer
+from srd.config.reading import read_config
 from srd.device import Precision
 from srd.files.weights import split
 from srd.method.loss import Loss
 from srd.method.losses import LOSSES, create_loss
+from srd.models.frozen import FrozenTeacher, Normalization
 from srd.models.outputs import Output
 from srd.models.students import Student, open_student
-from srd.models.teacher import FrozenTeacher, LoadedTeacher, Normalization
+from srd.models.teacher import LoadedTeacher
 from srd.strict import STRICT
 from srd.training.task import DistillationTask
 
