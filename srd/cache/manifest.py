@@ -8,17 +8,19 @@ import os
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic.dataclasses import dataclass
 
+from srd.cache.codec import LOGITS
 from srd.config.fields import Cache
 from srd.config.layers import Layer, build, differences, to_mapping
 from srd.errors import RunFailed, UserError
 from srd.files.checkpoint import write_text
 from srd.files.limits import LIMITS
 from srd.files.opened import Refused, read_small
+from srd.files.reading.pickles import check_tree
 from srd.strict import STRICT, Count
 
 NAME = "manifest.json"
@@ -43,7 +45,7 @@ class Shapes:
     fields: dict[str, tuple[Count, ...]]
     dtype: str
     top_logits: Count | None
-    exact: str  # the type of exact values
+    exact: Literal["float32", "float64"]  # the type of exact values
     batch_size: Count
     steps: Count  # of an epoch
 
@@ -117,9 +119,23 @@ def read_manifest(folder: Path) -> Manifest | None:
     except (ValueError, RecursionError):
         raise UserError(f"{folder / NAME} is damaged: it is no JSON; record a new cache") from None
     try:
-        return build(Manifest, [Layer("", values)])
-    except UserError as error:
+        return _checked(build(Manifest, [Layer("", check_tree(values))]))
+    except (UserError, Refused) as error:
         raise UserError(f"{folder / NAME} is damaged ({error}): record a new cache") from None
+
+
+def _checked(manifest: Manifest) -> Manifest:
+    """The manifest; a UserError where its sizes are none that an epoch has, or no columns follow."""
+    shapes = manifest.shapes
+    images = shapes.batch_size * shapes.steps
+    if images > LIMITS.cached_images or shapes.steps > LIMITS.cached_steps:
+        raise UserError(f"an epoch of {images:,} images in {shapes.steps:,} steps")
+    dimensions = [len(shape) for shape in shapes.fields.values()]
+    if len(dimensions) > LIMITS.cached_fields or max(dimensions, default=0) > LIMITS.dimensions:
+        raise UserError(f"more than {LIMITS.cached_fields:,} fields, or {LIMITS.dimensions} sizes")
+    if len(shapes.fields.get(LOGITS, (1,))) != 1:
+        raise UserError("logits are a number for each class")
+    return manifest
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from srd.config.layers import flatten, read_yaml
 from srd.errors import UserError
+from srd.files.limits import LIMITS
 from srd.files.opened import Refused, read_small
 from srd.run.folder import RunFolder
 from srd.run.predictions import Predictions, read_predictions
+from srd.strict import MOST_COUNT, MOST_FLOAT
 
-METRICS_BYTES = 1 << 30
 DEEPEST = 3  # folders below the one that is named, in which runs are looked for
 Row = Mapping[str, Any]
 
@@ -76,7 +76,7 @@ class Run:
     def curve(self, name: str, kind: str = "evaluations") -> dict[int, float]:
         """A number by epoch, where it is one."""
         rows: Mapping[int, Row] = getattr(self, kind)
-        return {epoch: float(row[name]) for epoch, row in rows.items() if _is_number(row.get(name))}
+        return {epoch: float(row[name]) for epoch, row in rows.items() if is_number(row.get(name))}
 
 
 def find_runs(folders: Sequence[Path]) -> list[Run]:
@@ -131,10 +131,14 @@ def read_run(folder: Path, name: str) -> Run:
     result = files.finished()
     if result is None and os.path.isfile(files.result):
         raise UserError(f"{files.result} is no run's result: it has no acc1 and best_acc1")
+    if result is not None and "acc1" not in result:
+        raise UserError(f"{files.result}: a run on unlabelled pictures has no accuracy to compare")
     rows = _read_rows(files.metrics)
     students = [row for row in rows if row["kind"] != "eval" or "model" not in row]
     evaluations = _by_epoch(students, "eval")
-    if any(not _is_number(row.get("acc1")) for row in evaluations.values()):
+    if not all(
+        is_number(row.get("acc1")) and 0 <= row["acc1"] <= 100 for row in evaluations.values()
+    ):
         raise UserError(f"{files.metrics} is damaged: an evaluation without acc1")
     return Run(
         name=name,
@@ -151,14 +155,21 @@ def read_run(folder: Path, name: str) -> Run:
 def _read_rows(path: Path) -> list[Row]:
     """All rows; the last line of a run that is being written may be torn."""
     try:
-        lines = read_small(path, METRICS_BYTES).decode("utf-8", errors="replace").splitlines()
+        lines = (
+            read_small(path, LIMITS.metrics_bytes).decode("utf-8", errors="replace").splitlines()
+        )
     except (OSError, Refused) as error:
         raise UserError(f"{path} cannot be read ({error})") from None
     rows = []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            if not isinstance(row["kind"], str) or not isinstance(row["epoch"], int):
+            epoch = row["epoch"]
+            if (
+                not isinstance(row["kind"], str)
+                or type(epoch) is not int
+                or not 0 <= epoch < MOST_COUNT
+            ):
                 raise ValueError("kind and epoch")
         except (ValueError, LookupError, TypeError, RecursionError):
             if number == len(lines):
@@ -181,5 +192,6 @@ def _settings(path: Path) -> dict[str, Any]:
     return settings if "seed" in settings else {}
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether a file gave a number that can be averaged, and drawn."""
+    return type(value) in (int, float) and abs(value) <= MOST_FLOAT

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from srd.printable import printable_lines
+from srd.printable import as_code, printable_lines
 from srd.study.runs import Tested
 from srd.study.studies import Study, Variant
 
@@ -83,16 +83,13 @@ looked at once for each run.
 
 Made by
 
-```bash
-{command}
-```
-
+{as_code(command, "bash")}
 in {seconds:.0f} s of training (reported runs alone), with {versions}, commit {made_with["git_commit"]}.
 """
 
 
-def picture(name: str, results: Results, path: Path) -> None:
-    """A line for each variant: its seeds as dots, the mean with its 95 % interval, as a PNG file."""
+def picture(name: str, results: Results) -> bytes:
+    """A line for each variant: its seeds as dots, the mean with its 95 % interval; a PNG file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.5, 1.2 + 0.42 * len(results)))
@@ -112,7 +109,9 @@ def picture(name: str, results: Results, path: Path) -> None:
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right", "left"]].set_visible(False)
     figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=130)
+    return file.getvalue()
 
 
 def shown(text: str) -> str:

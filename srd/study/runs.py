@@ -15,14 +15,19 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from pydantic.dataclasses import dataclass as checked
+
 from srd.config.effects import configure
 from srd.config.fields import NOT_RECIPE, Config
-from srd.config.layers import Layer, differences, flatten, nested, read_yaml, to_mapping
-from srd.errors import RunFailed, UserError
+from srd.config.layers import Layer, build, differences, flatten, nested, read_yaml, to_mapping
+from srd.errors import UserError
 from srd.evaluation.of_checkpoint import evaluate_checkpoint
 from srd.files.checkpoint import load_file, write_text
+from srd.files.limits import LIMITS
+from srd.files.opened import Refused, read_small
 from srd.method.spectrum import effective_rank, singular_values
 from srd.run.folder import RunFolder
+from srd.strict import STRICT
 from srd.study.studies import Study, Variant
 from srd.training.train import train
 
@@ -31,7 +36,7 @@ SEARCH_SEED = 1000  # of the runs that choose a setting; no reported run has it
 TESTED = "tested.json"  # in a run's folder: its accuracies on the reported images
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked(config=STRICT, frozen=True, kw_only=True)
 class Tested:
     """One run. Accuracies are top-1 in percent.
 
@@ -183,9 +188,11 @@ def measured(config: Config, file: Path) -> Any:
 
 def read_tested(path: Path) -> Tested:
     try:
-        return Tested(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise RunFailed(f"{path} is damaged ({error}): remove it, and it is made again") from None
+        values = json.loads(read_small(path, LIMITS.description_bytes))
+        return build(Tested, [Layer(str(path), values)])
+    except (OSError, ValueError, RecursionError, Refused, UserError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is damaged ({reason}): remove it, and it is made again") from None
 
 
 def folder_name(variant: Variant, factor: float) -> str:
