@@ -13,6 +13,7 @@ from srd.config.fields import Config
 from srd.config.layers import Layer, flatten
 from srd.config.sweep import Combination, check_one_cache, combinations
 from srd.errors import RunFailed, UserError
+from srd.printable import printable
 
 Configure = Callable[[Sequence[Layer], Sequence[Layer]], Config]
 
@@ -71,7 +72,8 @@ def print_script(
         settings = [f"--set={key}={_text(value)}" for key, value in combination.values.items()]
         command = [*common, *settings, f"--name={config.name}"]
         lines.append("  " + shlex.quote(shlex.join(command)))
-    output = shlex.quote(str(planned[0][1].output))
+    # in a comment, which a line break would end
+    output = shlex.quote(printable(str(planned[0][1].output)))
     print(SCRIPT.format(last=len(planned) - 1, runs="\n".join(lines), output=output), end="")
 
 
@@ -111,11 +113,11 @@ def run_all(
         raise UserError("a sweep runs in one process; --sweep-print prints a job for each run")
     failed = []
     for number, (_, config, layers) in enumerate(planned, 1):
-        print(f"== run {number} of {len(planned)}: {config.name}", flush=True)
+        print(f"== run {number} of {len(planned)}: {printable(str(config.name))}", flush=True)
         try:
             train(layers)
         except RunFailed as failure:
-            print(f"failed: {failure}", flush=True)
+            print(f"failed: {printable(str(failure))}", flush=True)
             failed.append(str(config.name))
     folders = [Path(config.output).expanduser() / str(config.name) for _, config, _ in planned]
     combination, config, _ = planned[0]
@@ -135,4 +137,4 @@ def _report(folders: list[Path], name: str) -> None:
     try:
         report([*map(str, folders), f"--output={folders[0].with_name(name)}"])
     except UserError as error:  # without matplotlib, the runs are as good
-        print(f"no report: {error}")
+        print(f"no report: {printable(str(error))}")

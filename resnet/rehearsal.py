@@ -6,7 +6,6 @@ step does is done here once, without gradients, and everything that it moved is 
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from srd.data.views import STEP, seeded
 from srd.device import Precision
 from srd.errors import UserError, explained
 from srd.evaluation.accuracy import evaluating
+from srd.strict import MOST_FLOAT
 
 
 def check_datasets(student: nn.Module, name: str, precision: Precision, **datasets: Any) -> int:
@@ -135,6 +135,8 @@ def rehearse_schedule(box: Any, epochs: int, updates: int) -> None:
     schedule = box.lr_scheduler
     if schedule is None:
         return
+    if not all(type(epoch) is int for epoch in getattr(schedule, "milestones", ())):
+        raise UserError("train.scheduler: milestones are whole numbers")
     steps = epochs * updates // box.scheduling_step if box.scheduling_step > 0 else epochs
     plateau = isinstance(schedule, ReduceLROnPlateau)
     groups, state = box.optimizer.param_groups, deepcopy(schedule.state_dict())
@@ -144,7 +146,7 @@ def rehearse_schedule(box: Any, epochs: int, updates: int) -> None:
             warnings.simplefilter("ignore")  # that no optimizer has moved yet
             for _ in range(min(steps, MOST_STEPS)):
                 schedule.step(*([0.0] if plateau else []))
-                if not all(0 <= group["lr"] < math.inf for group in groups):
+                if not all(0 <= group["lr"] <= MOST_FLOAT for group in groups):
                     rate = groups[0]["lr"]
                     raise UserError(f"train.scheduler: it leads to a learning rate of {rate:.3g}")
     finally:

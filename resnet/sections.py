@@ -7,7 +7,6 @@ is built and rehearsed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import field
 from typing import Any
@@ -17,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from srd.config.checks import check_batch_size
 from srd.config.layers import Layer, build
 from srd.errors import UserError
-from srd.strict import STRICT, Count, Index, PathText, Positive
+from srd.strict import MOST_COUNT, STRICT, Count, Index, PathText, Positive
 
 Open = dict[str, Any]
 
@@ -196,15 +195,16 @@ def _without_notes(value: Any) -> Any:
 
 
 def check_finite(value: Any, name: str, source: str) -> None:
-    """Raise a UserError for a number in a section that is infinite or none (`.inf`, `.nan`)."""
+    """Raise a UserError for a number in a section that is none (`.nan`), or beyond all that is meant."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             check_finite(item, f"{name}.{key}", source)
     elif isinstance(value, (list, tuple)):
         for item in value:
             check_finite(item, name, source)
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{name} in {source} should be a finite number, not {value}")
+    elif isinstance(value, (int, float)) and not abs(value) <= MOST_COUNT:
+        shown = str(value)[:40]
+        raise UserError(f"{name} in {source} should be a finite number of usual size, not {shown}")
 
 
 def check_dataset(place: str, name: Any, datasets: Mapping[str, Any]) -> None:

@@ -21,7 +21,9 @@ import torchvision
 from torch.utils.data import Dataset, Subset
 
 from resnet import allowed
+from srd.data.folder_images import ClassFolders
 from srd.errors import UserError, nearest
+from srd.files.limits import LIMITS
 
 TRUST = "--trust-config runs a file that you have read and trust"
 # What a plain text may be: a word, a module's path, a mode; no file, no address, nothing hidden.
@@ -36,6 +38,12 @@ OBJECTS = {
     "policy": "policy",
     "dtype": "dtype",
     "weights": "weights",
+}
+# What becomes pixels or classes: the largest number that may stand there.
+MOST = {
+    **dict.fromkeys(("image_size", "input_size", "target_size", "max_size"), LIMITS.image_size),
+    **dict.fromkeys(("padding", "kernel_size"), LIMITS.image_size),
+    "num_classes": LIMITS.classes,
 }
 # Texts that are no words, and that nothing opens: a folder of pictures is read as pictures.
 FREE = ("root", "dataset_id")
@@ -76,6 +84,8 @@ def called(name: str, args: Any, kwargs: Any, where: str) -> Made:
         raise UserError(f"{where}: {name} needs `init: {{args: [...], kwargs: {{...}}}}`")
     given = _bound(make, name, args, kwargs, where)
     check_arguments(given, arguments, name, where)
+    if kind == "transform":  # of a data set, `size` is a number of images
+        _check_size(given.get("size"), "size", LIMITS.image_size, where)
     return Made(kind, name, where, make, result or make, given)
 
 
@@ -178,6 +188,8 @@ def check_value(value: Any, name: str, where: str) -> None:
     elif isinstance(value, list):
         for inner in value:
             check_value(inner, name, where)
+    elif isinstance(value, int | float) and name in MOST:
+        _check_size(value, name, MOST[name], where)
     elif value is not None and OBJECTS.get(name) in ("transform", "data set"):
         raise UserError(f"{where}: {name} cannot be {str(value)[:100]!r}: it is built in the file")
     elif isinstance(value, str):
@@ -189,6 +201,12 @@ def check_value(value: Any, name: str, where: str) -> None:
             )
     elif not isinstance(value, int | float | None):
         raise UserError(f"{where}: {name} cannot be a {type(value).__name__}")
+
+
+def _check_size(value: Any, name: str, most: int, where: str) -> None:
+    for number in value if isinstance(value, list) else [value]:
+        if isinstance(number, int | float) and not number <= most:
+            raise UserError(f"{where}: {name} is {number}: {most:,} are the most")
 
 
 def forbid_pickled_code() -> None:
@@ -241,6 +259,8 @@ def _gets() -> dict[str, str]:
 
 
 def _imported(name: str) -> Any:
+    if name == "torchvision.datasets.ImageFolder":
+        return ClassFolders  # the same, which links cannot lead in circles
     module, _, attribute = name.rpartition(".")
     return getattr(import_module(module), attribute)
 

@@ -32,7 +32,7 @@ ROOMS = {
     "evaluation": {
         "config", "data", "device", "distributed", "errors", "files", "method", "models", "run",
     },
-    "report": {"config", "errors", "files", "printable", "run"},
+    "report": {"config", "errors", "files", "printable", "run", "strict"},
     "export": {"config", "data", "errors", "files", "installed", "models", "printable", "run"},
     "cache": {"config", "data", "distributed", "errors", "files", "run", "strict"},
     "training": {
@@ -43,7 +43,9 @@ ROOMS = {
         "cache", "config", "data", "device", "distributed", "evaluation", "files", "method", "models",
         "run", "training",
     },
-    "study": {"config", "errors", "evaluation", "files", "method", "printable", "run", "training"},
+    "study": {
+        "config", "errors", "evaluation", "files", "method", "printable", "run", "strict", "training",
+    },
     "commands": {
         "bench", "cache", "cli", "config", "data", "device", "errors", "export", "files",
         "installed", "printable", "report", "run", "study", "training",

@@ -10,6 +10,7 @@ from srd.cache.manifest import NAME, read_manifest
 from srd.cache.reader import row_damage
 from srd.cache.replay import OpenCache, in_units
 from srd.cache.shards import EPOCH
+from srd.cache.shards import NAME as SHARD
 from srd.errors import RunFailed, UserError
 from srd.run.lock import Turn
 
@@ -38,9 +39,11 @@ def listing(folder: Path) -> Iterator[str]:
     for path in caches:
         cache = open_there(path)
         manifest, shapes = cache.manifest, cache.manifest.shapes
+        dataset, images, seed = (
+            str(manifest.recipe.get(name))[:100] for name in ("dataset", "images", "seed")
+        )
         yield (
-            f"{path}: {manifest.teacher.name}, {manifest.recipe.get('dataset')}, "
-            f"{manifest.recipe.get('images')} images, seed {manifest.recipe.get('seed')}, batch "
+            f"{path}: {manifest.teacher.name[:100]}, {dataset}, {images} images, seed {seed}, batch "
             f"{shapes.batch_size}, {shapes.dtype}, {', '.join(shapes.fields)}"
             + (f", {shapes.top_logits} logits" if shapes.top_logits else "")
         )
@@ -84,14 +87,15 @@ def verify(folder: Path) -> str:
 def prune(folder: Path, epochs: int | None) -> Iterator[str]:
     """Remove what nothing reads; with `epochs`, also every epoch from there on.
 
-    What another process is recording stays.
+    What another process is recording stays, and so does what no cache makes: other files, and a folder
+    elsewhere that a link leads to.
     """
     cache = open_there(folder)
     freed = count = 0
     for epoch in epochs_in(cache):
         place = cache.shelf.epoch_folder(epoch)
-        if place.is_symlink():
-            yield f"{place} is a link: what it leads to is left as it is"
+        if place.is_symlink() or not place.is_dir():
+            yield f"{place} is no folder of this cache's: left as it is"
             continue
         whole = epochs is not None and epoch >= epochs
         turns = [Turn(path) for path in place.glob(".turn_*")]
@@ -100,10 +104,10 @@ def prune(folder: Path, epochs: int | None) -> Iterator[str]:
                 yield f"{place} is being recorded: left as it is"
                 continue
             useless = [*place.glob("*.damaged"), *place.glob(".*.part")]
-            files = [*useless, *place.glob("steps_*.safetensors")] if whole else useless
-            files += [path for path in cache.shelf.cut if path.parent == place and not whole]
-            for path in files:
-                freed, count = freed + path.stat().st_size, count + 1
+            cut = [path for path in cache.shelf.cut if path.parent == place]
+            shards = [path for path in place.iterdir() if SHARD.fullmatch(path.name)]
+            for path in {*useless, *(shards if whole else cut)}:
+                freed, count = freed + path.lstat().st_size, count + 1
                 path.unlink(missing_ok=True)
         except OSError as error:
             raise RunFailed(f"cannot prune {place} ({error.strerror or error})") from None
@@ -111,6 +115,6 @@ def prune(folder: Path, epochs: int | None) -> Iterator[str]:
             for turn in turns:
                 turn.release()
         if whole:
-            with suppress(OSError):  # there is something that is none of ours
+            with suppress(OSError):  # there is something else in it
                 place.rmdir()
     yield f"{folder}: {count} files removed, {in_units(freed)}"

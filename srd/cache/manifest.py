@@ -9,7 +9,7 @@ import os
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic.dataclasses import dataclass
@@ -21,11 +21,11 @@ from srd.errors import RunFailed, UserError
 from srd.files.checkpoint import write_text
 from srd.files.limits import LIMITS
 from srd.files.opened import Refused, read_small
+from srd.files.reading.pickles import check_tree
 from srd.strict import STRICT, Count
 
 NAME = "manifest.json"
 FORMAT = 1
-MOST_VALUES, MOST_ROWS = 2**26, 2**31  # of an image's field; of an epoch
 # What draws the views, and computes the outputs: distribution, and how much of its version counts.
 PACKAGES = {"torch": 2, "torchvision": 2, "timm": 3, "pillow": 2}
 
@@ -46,7 +46,7 @@ class Shapes:
     fields: dict[str, tuple[Count, ...]]
     dtype: str
     top_logits: Count | None
-    exact: str  # the type of exact values
+    exact: Literal["float32", "float64"]  # the type of exact values
     batch_size: Count
     steps: Count  # of an epoch
 
@@ -120,14 +120,25 @@ def read_manifest(folder: Path) -> Manifest | None:
     except (ValueError, RecursionError):
         raise UserError(f"{folder / NAME} is damaged: it is no JSON; record a new cache") from None
     try:
-        if _is_deep(values, LIMITS.depth):
-            raise UserError(f"more than {LIMITS.depth} containers in one another")
-        manifest = build(Manifest, [Layer("", values)])
-        _check_sizes(manifest.shapes)
-        assert manifest.cache  # its settings are some that there are
-        return manifest
-    except UserError as error:
+        return _checked(build(Manifest, [Layer("", check_tree(values))]))
+    except (UserError, Refused) as error:
         raise UserError(f"{folder / NAME} is damaged ({error}): record a new cache") from None
+
+
+def _checked(manifest: Manifest) -> Manifest:
+    """The manifest; a UserError for sizes that no epoch and no teacher has."""
+    shapes = manifest.shapes
+    images = shapes.batch_size * shapes.steps
+    if images > LIMITS.cached_images or shapes.steps > LIMITS.cached_steps:
+        raise UserError(f"an epoch of {images:,} images in {shapes.steps:,} steps")
+    for name, shape in shapes.fields.items():
+        dimensions = 1 if name == LOGITS else 3
+        if not 1 <= len(shape) <= dimensions or math.prod(shape) > LIMITS.cached_values:
+            raise UserError(f"shapes.fields.{name} {list(shape)} is no row of an image")
+    if (shapes.top_logits or 0) >= min(shapes.fields.get(LOGITS, (math.inf,))):
+        raise UserError(f"shapes.top_logits {shapes.top_logits}: there are not so many")
+    assert manifest.cache  # its settings are some that there are
+    return manifest
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
@@ -179,25 +190,6 @@ def check_same(folder: Path, there: Manifest, ours: Manifest) -> None:
             f"the teacher cache {folder} was recorded otherwise ({shown}{more}): take the settings "
             "that it was recorded with, or another --teacher-cache"
         )
-
-
-def _check_sizes(shapes: Shapes) -> None:
-    """Raise a UserError for rows that no teacher has: they would be made room for."""
-    for name, shape in shapes.fields.items():
-        if not 1 <= len(shape) <= (1 if name == LOGITS else 3) or math.prod(shape) > MOST_VALUES:
-            raise UserError(f"shapes.fields.{name} {list(shape)} is no row of an image")
-    if (shapes.top_logits or 0) >= min(shapes.fields.get(LOGITS, (math.inf,))):
-        raise UserError(f"shapes.top_logits {shapes.top_logits}: there are not so many")
-    if shapes.batch_size * shapes.steps > MOST_ROWS:
-        raise UserError(f"shapes: {shapes.steps} steps of {shapes.batch_size} images are too many")
-
-
-def _is_deep(value: Any, left: int) -> bool:
-    """Whether more than `left` containers are in one another."""
-    if not isinstance(value, (dict, list)):
-        return False
-    inner = value.values() if isinstance(value, dict) else value
-    return left == 0 or any(_is_deep(each, left - 1) for each in inner)
 
 
 def _short(change: str) -> str:

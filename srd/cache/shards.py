@@ -157,7 +157,10 @@ class Shelf:
         if listed is not None and not fresh and time.monotonic() - listed[0] < LISTED_SECONDS:
             return listed[1]
         found = []
-        with suppress(FileNotFoundError), os.scandir(self.epoch_folder(epoch)) as entries:
+        with (
+            suppress(FileNotFoundError, NotADirectoryError),
+            os.scandir(self.epoch_folder(epoch)) as entries,
+        ):
             for entry in entries:
                 if (shard := self.named(Path(entry.path))) is None:
                     continue
@@ -174,8 +177,10 @@ class Shelf:
     def missing(self, epoch: int) -> list[int]:
         """The steps of which a row is missing."""
         layout = self.layout
+        if not (shards := self.shards(epoch)):
+            return list(range(layout.steps))
         there = np.zeros((layout.steps, layout.batch_size), dtype=bool)
-        for shard in self.shards(epoch):
+        for shard in shards:
             rows = positions(layout.batch_size, shard.rank, shard.world)
             there[shard.first : shard.end, rows] = True
         return np.flatnonzero(~there.all(axis=1)).tolist()

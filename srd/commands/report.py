@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from srd.cli import Parser, parse_strictly
-from srd.errors import RunFailed
 from srd.installed import need_extra
 from srd.printable import printable_lines
 
@@ -45,21 +44,19 @@ def run(arguments: Sequence[str]) -> None:
 def report(folders: Sequence[Path], output: Path) -> None:
     """Write the report of the runs in `folders` into `output`, and print its table."""
     # torch takes seconds to import: mistakes in the command are told before
+    from srd.files.checkpoint import write_text, write_whole
     from srd.report.groups import fold
     from srd.report.page import make_page
-    from srd.report.panels import save_png
+    from srd.report.panels import as_png
     from srd.report.runs import find_runs
     from srd.report.table import markdown
 
     groups = fold(find_runs(folders))
     text = markdown(groups)
     title = f"Runs in {', '.join(str(folder) for folder in folders[:3])}"
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "report.md").write_text(text + "\n", encoding="utf-8")
-        save_png(groups, output / "report.png")
-        page = make_page(groups, title if len(folders) <= 3 else f"{title}, ...")
-        (output / "report.html").write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise RunFailed(f"cannot write {output}/report.* ({error.strerror})") from None
+    picture = as_png(groups)
+    page = make_page(groups, title if len(folders) <= 3 else f"{title}, ...")
+    write_text(output / "report.md", text + "\n")
+    write_whole(output / "report.png", lambda file: file.write(picture))
+    write_text(output / "report.html", page)
     print(printable_lines(f"\n{text}\n\npage: {output / 'report.html'}, picture: report.png"))

@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING, Any
 from srd.cli import Parser, parse_strictly
 from srd.config.flags import FLAGS
 from srd.config.layers import Layer, flatten, nested, read_yaml, setting
-from srd.errors import RunFailed, UserError, nearest
+from srd.errors import UserError, nearest
 from srd.files.locate import recipe_file
 from srd.installed import need_extra
+from srd.printable import as_markdown
 
 if TYPE_CHECKING:
     from srd.study.studies import Study
 
 RECIPE = "configs/digits/study.yaml"
 SEEDS, QUICK_SEEDS = (0, 1, 2, 3, 4), (0, 1)
+MOST_SEEDS = 100
 QUICKER = 4  # a quick study has so many times fewer epochs
 WEIGHTS = tuple(f"distill.{w}" for w in ("ce_weight", "kl_weight", "repr_weight", "temperature"))
 TEACHERS = {"cnn": "from a CNN", "transformer": "from a transformer"}  # of the study of shifts
@@ -76,7 +78,8 @@ def run(arguments: Sequence[str]) -> None:
     layers = given(flags)
     if flags.quick and flags.__dict__["train.epochs"] is None:
         layers += quick(shared, layers)
-    seeds = read_seeds(flags.seeds) if flags.seeds else QUICK_SEEDS if flags.quick else SEEDS
+    few = QUICK_SEEDS if flags.quick else SEEDS
+    seeds = few if flags.seeds is None else read_seeds(flags.seeds)
     study = chosen(flags, STUDIES[flags.study])
     answer(flags.study, study, shared, layers, seeds, search=not flags.quick, arguments=arguments)
 
@@ -149,9 +152,11 @@ def read_seeds(text: str) -> tuple[int, ...]:
     try:
         seeds = tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise UserError(f"--seeds {text}: expected whole numbers with commas between") from None
-    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise UserError(f"--seeds {text}: expected different numbers, none below 0")
+        raise UserError(f"--seeds {text[:100]}: expected whole numbers, commas between") from None
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0 or len(seeds) > MOST_SEEDS:
+        raise UserError(
+            f"--seeds {text[:100]}: expected different numbers, none below 0, {MOST_SEEDS} at most"
+        )
     return seeds
 
 
@@ -166,6 +171,7 @@ def answer(
     arguments: Sequence[str],
 ) -> None:
     """Train, select, test; write the page, the plot and the numbers."""
+    from srd.files.checkpoint import write_text, write_whole
     from srd.run.provenance import provenance
     from srd.study.results import page, picture, shown, table
     from srd.study.runs import Budget, Runs
@@ -175,7 +181,7 @@ def answer(
     results = list(runs.all())
     data = runs.base.data
     images = results[0][1][0].images
-    where = f"{data.dataset}" + (f" in {Path(data.path).name}" if data.path else "")
+    where = data.dataset + (f" in {as_markdown(Path(data.path).name)}" if data.path else "")
     few = (
         f", {data.images_per_class} training images of each class" if data.images_per_class else ""
     )
@@ -185,16 +191,13 @@ def answer(
         results,
         command=shlex.join(["srd", "study", *arguments]),
         data=f"Data: {where}{few}; tested on {images} images. Student "
-        f"{runs.base.model.name}, teacher {runs.base.teacher.name}.",
+        f"{as_markdown(runs.base.model.name)}, teacher {as_markdown(str(runs.base.teacher.name))}.",
         made_with=provenance(),
         picture=f"{name}.png",
     )
     numbers = {variant.label: [asdict(run) for run in tested] for variant, tested in results}
-    try:
-        runs.output.mkdir(parents=True, exist_ok=True)
-        (runs.output / f"{name}.md").write_text(text, encoding="utf-8")
-        (runs.output / f"{name}.json").write_text(json.dumps(numbers, indent=2), encoding="utf-8")
-        picture(name, study, results, runs.output / f"{name}.png")
-    except OSError as error:
-        raise RunFailed(f"cannot write {runs.output}/{name}.* ({error.strerror})") from None
+    plot = picture(name, study, results)
+    write_text(runs.output / f"{name}.md", text)
+    write_text(runs.output / f"{name}.json", json.dumps(numbers, indent=2))
+    write_whole(runs.output / f"{name}.png", lambda file: file.write(plot))
     print(shown(f"\n{table(study, results)}\n\n{runs.output / name}.md"))

@@ -102,6 +102,8 @@ def _open(layout: Layout, data: Data, training: bool) -> Opened:
     folder = _folder(layout, data.path)
     names = _read(folder / layout.classes).decode("utf-8", "replace").split("\n")
     classes = [name.strip() for name in names if name.strip()]
+    if len(classes) > 256:  # a label is a byte
+        raise UserError(f"{folder / layout.classes} names {len(classes):,} classes: 256 at most")
     train = [folder / name for name in layout.train]
     return Opened(
         Records(train, classes, layout.labels) if training else None,

@@ -23,7 +23,7 @@ SUFFIXES = (*IMG_EXTENSIONS, ".avif", ".gif", ".jfif")
 
 def is_picture(name: str) -> bool:
     """Whether a file is one by its name; hidden ones, macOS's `._a.jpg` too, are none."""
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+    return name.lower().endswith(SUFFIXES) and not os.path.basename(name).startswith(".")
 
 
 def by_suffix(names: Iterable[str]) -> str:
@@ -84,8 +84,11 @@ def _has_class_folders(root: Path) -> bool:
         return False
 
 
-class _Folder(ImageFolder):
-    """torchvision's, which walks in circles where a link leads upwards; not so here."""
+class ClassFolders(ImageFolder):
+    """torchvision's, which walks in circles where a link leads upwards; not so here.
+
+    Its pictures are those of `is_picture`, none in a hidden folder, such as editors leave.
+    """
 
     @staticmethod
     def make_dataset(
@@ -95,28 +98,40 @@ class _Folder(ImageFolder):
         is_valid_file: Callable[[str], bool] | None = None,
         allow_empty: bool = False,
     ) -> list[tuple[str, int]]:
-        assert is_valid_file is not None
-        samples = []
+        takes = is_valid_file or is_picture
+        samples: list[tuple[str, int]] = []
         for name, number in sorted(class_to_idx.items()):
+            before = len(samples)
             for folder, files in files_below(Path(directory) / name):
                 paths = [os.path.join(folder, file) for file in sorted(files)]
-                samples += [(path, number) for path in paths if is_valid_file(path)]
+                samples += [(path, number) for path in paths if takes(path)]
+            if len(samples) == before and not allow_empty:
+                raise FileNotFoundError(f"no pictures in {Path(directory) / name}")
         return samples
 
 
 def files_below(top: str | Path) -> list[tuple[str, list[str]]]:
     """Each folder below `top`, links included, with its files, in torchvision's order.
 
-    Each folder once, by whatever name comes first, and none that `top` lies in.
+    Each folder once, by whatever name comes first, and none that `top` lies in. A hidden one is not
+    looked into, and stands among the files.
+
+    Raises:
+        OSError: a folder cannot be read.
     """
+
+    def stop(error: OSError) -> None:
+        raise error
+
     seen = {_identity(folder) for folder in Path(top).absolute().parents}
     found = []
-    for folder, folders, files in os.walk(top, followlinks=True):
+    for folder, folders, files in os.walk(top, onerror=stop, followlinks=True):
         if (identity := _identity(folder)) in seen:
             folders.clear()
             continue
         seen.add(identity)
-        folders.sort()
+        files += [name for name in folders if name.startswith(".")]
+        folders[:] = sorted(set(folders).difference(files))
         found.append((folder, files))
     return sorted(found)
 
@@ -156,7 +171,7 @@ class FolderImages:
                 "or use --dataset digits, which needs no files"
             )
         try:
-            images = _Folder(folder, is_valid_file=self._takes, allow_empty=True)
+            images = ClassFolders(folder, is_valid_file=self._takes, allow_empty=True)
         except FileNotFoundError:
             raise UserError(
                 f"{folder} has no class folders: expected {folder}/<class>/<image>"

@@ -153,8 +153,8 @@ class HFImages:
 
     def _prepare(self, image: Image.Image) -> Image.Image:
         """As the library does: upright, and in the mode of its column."""
-        turned = upright(image) if self._upright else image
-        return turned.convert(self._mode) if self._mode else turned
+        image = upright(image) if self._upright else image
+        return image.convert(self._mode) if self._mode else image
 
     def name(self, index: int) -> str:
         return f"row {index} of {self._of}"

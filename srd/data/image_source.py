@@ -91,8 +91,8 @@ def read_image(
         except Refused as refusal:
             raise OSError(str(refusal)) from None
     try:
-        with open_image(file) as image:
-            return in_mode(prepare(image), mode)
+        # nothing here holds the picture as it was: of large ones, there is room for two at a time
+        return in_mode(prepare(open_image(file)), mode)
     except UnidentifiedImageError:
         raise OSError(f"cannot identify image file{name}: one of {', '.join(FORMATS)}?") from None
     except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError):
@@ -134,8 +134,7 @@ def in_mode(image: Image.Image, mode: str = "RGB") -> Image.Image:
     """
     sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format in SIXTEEN)
     if sixteen:
-        values = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((values.clip(0, 65_535) >> 8).astype(np.uint8))
+        image = _upper_bits(image)
     elif image.mode in ("I", "F"):
         raise ValueError(
             "pixels are 32-bit numbers without a known range: save it with 8 or 16 bits"
@@ -146,6 +145,13 @@ def in_mode(image: Image.Image, mode: str = "RGB") -> Image.Image:
 
 
 SIXTEEN = ("PNG", "PPM")  # of which Pillow gives 16 bits as 32
+
+
+def _upper_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image)
+    if values.dtype.itemsize > 2:
+        values = values.clip(0, 65_535)
+    return Image.fromarray((values >> 8).astype(np.uint8))
 
 
 def open_image(file: io.BytesIO) -> Image.Image:

@@ -9,7 +9,8 @@ from srd.files.limits import LIMITS
 
 JPEG_SCAN = b"\xff\xda"  # before each scan, and nowhere inside one
 
-# Pillow holds these twice while it reads them, with a channel more: 12 to 20 bytes a pixel.
+# Pillow holds these twice while it reads them, with a channel more: 12 to 20 bytes a pixel. So does
+# its JPEG library with CMYK pictures that come in several scans.
 HELD_TWICE = ("WEBP", "AVIF")
 
 
@@ -30,7 +31,9 @@ def check_picture(image: Image.Image, data: bytes) -> None:
     if asks_for_too_much(image.info.get("exif") or b""):
         raise TooLarge("its tags claim several times what the file has")
     width, height = image.size
-    most = LIMITS.pixels // 2 if image.format in HELD_TWICE else LIMITS.pixels
+    scans = data.count(JPEG_SCAN) if image.format in ("JPEG", "MPO") else 0
+    twice = image.format in HELD_TWICE or (scans > 1 and image.mode == "CMYK")
+    most = LIMITS.pixels // 2 if twice else LIMITS.pixels
     decoder = image.tile[0].codec_name if image.tile else ""  # type: ignore[attr-defined]
     if decoder == "bmp_rle":  # unpacked by Python, a pixel at a time
         most = LIMITS.slow_pixels
@@ -38,7 +41,6 @@ def check_picture(image: Image.Image, data: bytes) -> None:
         raise TooLarge(f"{width}x{height} pixels: more than {most:,} are not read")
     if max(image.size) > LIMITS.aspect * min(image.size):
         raise TooLarge(f"{width}x{height} pixels: too long and narrow")
-    scans = data.count(JPEG_SCAN) if image.format in ("JPEG", "MPO") else 0
     if scans > LIMITS.scans or scans * width * height > LIMITS.scanned:
         raise TooLarge(f"a JPEG file of {scans} scans")
     if decoder == "ppm_plain" and data.count(b"#") > LIMITS.scans:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from srd.config.fields import Data
-from srd.data.folder_images import SUFFIXES, is_picture
+from srd.data.folder_images import SUFFIXES, files_below, is_picture
 from srd.data.image_source import LabelledSource, Opened, as_it_is, read_image, upright
 from srd.errors import UserError
 
@@ -51,14 +51,16 @@ class PictureFolder:
         self.turn, self.mode = turn, mode
         if not folder.is_dir():
             raise UserError(f"no pictures at {folder}: set --data-path to a folder with pictures")
-
-        def stop(error: OSError) -> None:
-            raise UserError(f"cannot read {error.filename}: {error.strerror or error}")
-
-        self._paths: list[str] = []
-        for place, folders, names in os.walk(folder, onerror=stop):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            self._paths += [os.path.join(place, name) for name in names if is_picture(name)]
+        try:
+            found = files_below(folder)
+        except OSError as error:
+            raise UserError(f"cannot read {error.filename}: {error.strerror or error}") from None
+        self._paths = [
+            os.path.join(place, name)
+            for place, names in found
+            for name in names
+            if is_picture(name)
+        ]
         self._paths.sort()
         if not self._paths:
             raise UserError(f"no pictures below {folder}: looked for {' '.join(SUFFIXES)}")

@@ -25,6 +25,7 @@ from srd.files.checkpoint import explain_mismatch, load_weights
 from srd.installed import registered
 from srd.models.sizes import TooLarge, build_to_fit
 from srd.models.timm_models import MISFITS
+from srd.printable import printable
 
 
 class Classifier(NamedTuple):
@@ -67,7 +68,7 @@ def open_classifier(path: str | Path, halves: Iterable[Half] | None = None) -> C
     for half in (describe_run, *halves):
         if (by_half := _described(half, source)) is not None:
             return build(*by_half, source.path, source.run_name or by_half[0].architecture)
-    some = ", ".join(list(source.weights)[:3])
+    some = ", ".join(printable(name[:60]) for name in list(source.weights)[:3])
     raise UserError(
         f"{source.path} holds no student of this project: it is no run's, and neither DeiT with a "
         f"convolutional stem nor a ResNet has {some}, ..."

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from srd.data.batches import EvalBatches
-from srd.data.folder_images import SUFFIXES, by_suffix, is_picture
+from srd.data.folder_images import SUFFIXES, by_suffix, files_below, is_picture
 from srd.data.image_source import as_it_is, open_image, read_image, upright
 from srd.data.loader import make_loader
 from srd.data.views import BROKEN_IMAGE, SeededViews
@@ -124,7 +124,10 @@ def find_pictures(arguments: Iterable[str], stdin: BinaryIO) -> Found:
 def _named(name: str) -> Found:
     if not os.path.isdir(name):
         return Found([Picture(name)], [])
-    files = sorted(path for path in Path(name).rglob("*") if path.is_file())
+    try:
+        files = sorted(Path(folder, file) for folder, names in files_below(name) for file in names)
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror or error}") from None
     pictures = [Picture(str(file)) for file in files if is_picture(file.name)]
     others = [file.name for file in files if not is_picture(file.name)]
     video = "; videos are not read" if any(n.lower().endswith(VIDEOS) for n in others) else ""

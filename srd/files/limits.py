@@ -47,6 +47,13 @@ class Limits:
     scans: int = 100  # of a JPEG file, each a walk through the whole picture; usual are 1 to 17
     scanned: int = 2_000_000_000  # pixels in all of them
 
+    metrics_bytes: int = 1 << 30  # of a run's metrics.jsonl
+
+    # What a teacher cache says of itself. An epoch of ImageNet-21k has 14 million images.
+    cached_images: int = 100_000_000  # of an epoch
+    cached_steps: int = 2_000_000
+    cached_values: int = 2**26  # of an image's field
+
     # Downloads.
     download_bytes: int = 16 << 30
     download_seconds: float = 6 * 3600.0  # 335 MB at 16 kB/s

@@ -109,4 +109,6 @@ def recipe_file(name: str | Path) -> Path:
         if (PACKAGE / path).is_file():
             return PACKAGE / path
     own = [file.relative_to(PACKAGE).as_posix() for file in (PACKAGE / "configs").rglob("*.yaml")]
-    raise UserError(f"cannot read the configuration {name}: no such file{nearest(str(name), own)}")
+    raise UserError(
+        f"cannot read the configuration {str(name)[:200]}: no such file{nearest(str(name), own)}"
+    )

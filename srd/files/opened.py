@@ -89,6 +89,18 @@ def open_once(path: str | Path) -> Iterator[OpenedFile]:
         yield OpenedFile(raw)
 
 
+def not_through_a_link(name: str, flags: int) -> int:
+    """Opens a file that is written in a folder from anybody (`open(..., opener=...)`).
+
+    A link in its place would have something else written, and a pipe would have one wait.
+
+    Raises:
+        OSError: there is one.
+    """
+    more = (getattr(os, flag, 0) for flag in ("O_NOFOLLOW", "O_NONBLOCK"))
+    return os.open(name, flags | sum(more), 0o666)
+
+
 def read_small(path: str | Path, most: int) -> bytes:
     """All of a file that has at most `most` bytes; raises as `open_once` and `OpenedFile`."""
     with open_once(path) as file:

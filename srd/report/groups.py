@@ -11,7 +11,7 @@ from typing import Any
 from scipy.special import stdtrit
 
 from srd.config.fields import NOT_RECIPE
-from srd.report.runs import Run
+from srd.report.runs import Run, is_number
 
 # Other weights of a teacher, or other pictures, make another experiment, whatever they are called.
 TELLING = ("teacher.checkpoint", "data.path")
@@ -100,7 +100,7 @@ class Group:
     def over(self, name: str) -> Spread | None:
         """A number in the results of its finished runs."""
         values = [run.result.get(name) for run in self.runs if run.result]
-        numbers = [float(value) for value in values if isinstance(value, (int, float))]
+        numbers = [float(value) for value in values if is_number(value)]
         return Spread.of(numbers) if numbers else None
 
     def mean_curve(self, name: str, kind: str = "evaluations") -> dict[int, float]:

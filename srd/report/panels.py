@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle, islice, product
-from pathlib import Path
 from typing import Any
 
 from srd.printable import printable
 from srd.report.groups import Group
+from srd.report.runs import is_number
 
 # Told apart on white and on black, also by most of the colour-blind; then again as other lines.
 COLOURS = (
@@ -91,7 +91,7 @@ def spectra(axes: Any, groups: Sequence[Group]) -> bool:
             for epoch in sorted(group.runs[0].projector)
             if (values := group.runs[0].projector[epoch].get("singular_values"))
             and isinstance(values, list)
-            and all(isinstance(value, (int, float)) and value >= 0 for value in values)
+            and all(is_number(value) and value >= 0 for value in values)
         ]
         for values, line in zip(rows[:1] + rows[-1:], (":", "-"), strict=False):
             axes.plot(
@@ -139,7 +139,7 @@ def as_svg(panel: Panel, groups: Sequence[Group]) -> tuple[bytes, bytes] | None:
     return light, light.replace(INK.encode(), INK_ON_BLACK.encode())
 
 
-def save_png(groups: Sequence[Group], path: Path) -> None:
+def as_png(groups: Sequence[Group]) -> bytes:
     """All panels that have something to show, in one picture, with a legend."""
     with _drawing() as figure_of:
         shown = [panel for panel in PANELS if _fill(figure_of(1, 1).subplots(), panel, groups)]
@@ -153,7 +153,9 @@ def save_png(groups: Sequence[Group], path: Path) -> None:
         for axes in grid[len(shown) :]:
             axes.set_visible(False)
         _legend(figure, groups)
-        figure.savefig(path, dpi=130, facecolor="white")
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=130, facecolor="white")
+    return file.getvalue()
 
 
 def _legend(figure: Any, groups: Sequence[Group]) -> None:

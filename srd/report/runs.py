@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from srd.config.layers import flatten, read_yaml
 from srd.errors import UserError
+from srd.files.limits import LIMITS
 from srd.files.opened import Refused, read_small
 from srd.run.folder import SCORES, RunFolder
 from srd.run.predictions import Predictions, read_predictions
+from srd.strict import MOST_COUNT, MOST_FLOAT
 
-METRICS_BYTES = 1 << 30
 DEEPEST = 3  # folders below the one that is named, in which runs are looked for
 Row = Mapping[str, Any]
 
@@ -83,7 +83,7 @@ class Run:
     def curve(self, name: str, kind: str = "evaluations") -> dict[int, float]:
         """A number by epoch, where it is one."""
         rows: Mapping[int, Row] = getattr(self, kind)
-        return {epoch: float(row[name]) for epoch, row in rows.items() if _is_number(row.get(name))}
+        return {epoch: float(row[name]) for epoch, row in rows.items() if is_number(row.get(name))}
 
 
 def find_runs(folders: Sequence[Path]) -> list[Run]:
@@ -143,7 +143,7 @@ def read_run(folder: Path, name: str) -> Run:
     rows = _read_rows(files.metrics)
     students = [row for row in rows if row["kind"] != "eval" or "model" not in row]
     evaluations = _by_epoch(students, "eval")
-    told = [{name for name in SCORES if _is_number(row.get(name))} for row in evaluations.values()]
+    told = [_scores(row) for row in evaluations.values()]
     told += [{name for name in SCORES if name in result}] if result else []
     if told and not set.intersection(*told):
         raise UserError(f"{files.metrics} is damaged: an evaluation without acc1, or distance")
@@ -159,17 +159,33 @@ def read_run(folder: Path, name: str) -> Run:
     )
 
 
+def _scores(row: Row) -> set[str]:
+    """What the evaluation measured of `SCORES`, within its range."""
+    return {
+        name
+        for name, (least, most) in SCORES.items()
+        if is_number(row.get(name)) and least <= row[name] <= most
+    }
+
+
 def _read_rows(path: Path) -> list[Row]:
     """All rows; the last line of a run that is being written may be torn."""
     try:
-        lines = read_small(path, METRICS_BYTES).decode("utf-8", errors="replace").splitlines()
+        lines = (
+            read_small(path, LIMITS.metrics_bytes).decode("utf-8", errors="replace").splitlines()
+        )
     except (OSError, Refused) as error:
         raise UserError(f"{path} cannot be read ({error})") from None
     rows = []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            if not isinstance(row["kind"], str) or not isinstance(row["epoch"], int):
+            epoch = row["epoch"]
+            if (
+                not isinstance(row["kind"], str)
+                or type(epoch) is not int
+                or not 0 <= epoch < MOST_COUNT
+            ):
                 raise ValueError("kind and epoch")
         except (ValueError, LookupError, TypeError, RecursionError):
             if number == len(lines):
@@ -192,5 +208,6 @@ def _settings(path: Path) -> dict[str, Any]:
     return settings if "seed" in settings else {}
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether a file gave a number that can be averaged, and drawn."""
+    return type(value) in (int, float) and abs(value) <= MOST_FLOAT

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from srd.errors import UserError
+from srd.files.opened import not_through_a_link
 
 PATIENCE_SECONDS = 30.0  # for an earlier life of the run, which may be saving
 
@@ -57,10 +58,10 @@ class Claim:
 
     def _open(self) -> BinaryIO | None:
         try:
-            file = self.path.open("ab+", buffering=0)
+            file = open(self.path, "ab+", buffering=0, opener=not_through_a_link)  # noqa: SIM115
+            file.seek(0)
         except OSError:
             return None
-        file.seek(0)
         return file
 
 
@@ -75,7 +76,7 @@ class Turn:
         self._file: BinaryIO | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("ab", buffering=0)
+            file = open(path, "ab", buffering=0, opener=not_through_a_link)  # noqa: SIM115
         except OSError:
             return
         self.taken = _lock(file) and _is_mine(file, path)

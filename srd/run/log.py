@@ -17,6 +17,8 @@ from tqdm import tqdm
 
 from srd.errors import RunFailed, UserError
 from srd.files.checkpoint import write_text
+from srd.files.limits import LIMITS
+from srd.files.opened import Refused, not_through_a_link, read_small
 from srd.printable import printable_lines
 from srd.run.board import show_pictures, show_settings
 from srd.run.tracking import Tracking
@@ -61,7 +63,7 @@ class RunLog:
                 raise UserError(f"cannot write the log {copy_to} ({reason})") from None
         if self.folder is not None:
             try:
-                self._text = (self.folder / "log.txt").open("a", encoding="utf-8")
+                self._text = _to_append(self.folder / "log.txt")
                 self.start_at(first_step)
             except OSError as error:
                 raise UserError(
@@ -78,7 +80,7 @@ class RunLog:
         metrics = self.folder / "metrics.jsonl"
         if metrics.exists():
             _drop_rows(metrics, first_step)
-        self._metrics = metrics.open("a", encoding="utf-8")
+        self._metrics = _to_append(metrics)
         self._board = SummaryWriter(
             str(self.folder / "tensorboard"), purge_step=first_step, flush_secs=10
         )
@@ -213,20 +215,24 @@ def _pair(name: str, value: float | str) -> str:
     return f"{name} {value}" if isinstance(value, str) else f"{name} {value:.4g}"
 
 
+def _to_append(path: Path) -> Any:
+    return open(path, "a", encoding="utf-8", opener=not_through_a_link)
+
+
 def _drop_rows(path: Path, first_step: int) -> None:
     """Rewrite a metrics file without the rows from `first_step` on, and without a torn last line."""
-    kept = [
-        line
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
-        if _before(line, first_step)
-    ]
+    try:
+        rows = read_small(path, LIMITS.metrics_bytes).decode(errors="replace").splitlines()
+    except Refused as refused:
+        raise UserError(f"{path} {refused}") from None
+    kept = [line for line in rows if _before(line, first_step)]
     write_text(path, "".join(line + "\n" for line in kept))
 
 
 def _before(line: str, first_step: int) -> bool:
     try:
         return int(json.loads(line)["step"]) < first_step
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return False
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from srd.printable import printable_lines
+from srd.printable import as_code, printable_lines
 from srd.study.runs import Tested
 from srd.study.studies import Study, Variant
 
@@ -106,16 +106,13 @@ looked at once for each run.
 
 Made by
 
-```bash
-{command}
-```
-
+{as_code(command, "bash")}
 in {seconds:.0f} s of training (reported runs alone), with {versions}, commit {made_with["git_commit"]}.
 """
 
 
-def picture(name: str, study: Study, results: Results, path: Path) -> None:
-    """What the study shows, as a PNG file."""
+def picture(name: str, study: Study, results: Results) -> bytes:
+    """What the study shows; a PNG file."""
     from matplotlib.figure import Figure
 
     if study.over_epochs:
@@ -132,7 +129,9 @@ def picture(name: str, study: Study, results: Results, path: Path) -> None:
         draw_dots(axes, results, study.shows)
         axes.set_title(name, loc="left")
     figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=130)
+    return file.getvalue()
 
 
 def draw_dots(axes: Any, results: Results, shows: str) -> None:

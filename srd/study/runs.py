@@ -15,16 +15,21 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from pydantic.dataclasses import dataclass as checked
+
 from srd.config.effects import configure
 from srd.config.fields import NOT_RECIPE, Config
-from srd.config.layers import Layer, differences, flatten, nested, read_yaml, to_mapping
-from srd.errors import RunFailed, UserError
+from srd.config.layers import Layer, build, differences, flatten, nested, read_yaml, to_mapping
+from srd.errors import UserError
 from srd.evaluation.of_checkpoint import evaluate_checkpoint
 from srd.evaluation.shifts import shift_error_of
 from srd.files.checkpoint import write_text
+from srd.files.limits import LIMITS
+from srd.files.opened import Refused, read_small
 from srd.method.losses import LOSSES
 from srd.run.folder import RunFolder
 from srd.run.log import read_metrics
+from srd.strict import STRICT
 from srd.study.studies import Study, Variant
 from srd.training.train import train
 
@@ -34,7 +39,7 @@ SEEN = ("epoch", "acc1", "effective_rank", "correlation", "agreement")
 TESTED = "tested.json"  # in a run's folder: its accuracies on the reported images
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked(config=STRICT, frozen=True, kw_only=True)
 class Tested:
     """One run. Accuracies are top-1 in percent.
 
@@ -231,9 +236,11 @@ def measured(config: Config, file: Path) -> Any:
 
 def read_tested(path: Path) -> Tested:
     try:
-        return Tested(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise RunFailed(f"{path} is damaged ({error}): remove it, and it is made again") from None
+        values = json.loads(read_small(path, LIMITS.description_bytes))
+        return build(Tested, [Layer(str(path), values)])
+    except (OSError, ValueError, RecursionError, Refused, UserError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is damaged ({reason}): remove it, and it is made again") from None
 
 
 def folder_name(variant: Variant, factor: float) -> str:

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -191,7 +191,9 @@ def manifest_of(config: Config, inputs: Inputs, precision: Precision) -> Manifes
         "teacher_std": settings["teacher"]["std"],
         "precision": str(precision),
     }
-    exact = "float64" if precision.dtype == torch.float64 else "float32"
+    exact: Literal["float32", "float64"] = (
+        "float64" if precision.dtype == torch.float64 else "float32"
+    )
     reads = LOSSES[config.distill.loss.name].reads
     large: dict[str, tuple[int, ...]] = {}
     if reads in ("tokens", "maps"):

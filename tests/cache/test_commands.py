@@ -170,3 +170,43 @@ def test_fill_without_a_teacher(tmp_path: Path, srd: Srd, without_teacher: Path)
     code, told = srd("fill", f"--config={without_teacher}", f"--teacher-cache={tmp_path / 'c'}")
     assert code == 2 and "gone.pth" in told and not (tmp_path / "c").exists()
     assert json.loads(without_teacher.read_text())
+
+
+def test_prune_removes_what_a_cache_makes_and_nothing_through_a_link(
+    cache: Path, srd: Srd, tmp_path: Path
+) -> None:
+    mine, elsewhere = tmp_path / "mine", tmp_path / "elsewhere"
+    shutil.copytree(cache, mine)
+    shutil.move(mine / "epoch_0001", elsewhere)
+    (elsewhere / ".notes.part").write_text("somebody's")
+    (mine / "epoch_0001").symlink_to(elsewhere)
+    (mine / "epoch_0000" / "notes.txt").write_text("somebody's")
+    there = sorted(elsewhere.iterdir())
+    code, told = srd("prune", mine, "--epochs=0")
+    assert code == 0 and "epoch_0001 is no folder of this cache's" in told and "1 files" in told
+    assert sorted(elsewhere.iterdir()) == there
+    assert os.listdir(mine / "epoch_0000") == ["notes.txt"]
+
+
+IMMENSE, DEEP = 2**31 - 1, {"a": 1}
+for _ in range(150):
+    DEEP = {"a": DEEP}  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [({"steps": IMMENSE}, "an epoch of"), ({"batch_size": IMMENSE}, "an epoch of"),
+     ({"steps": IMMENSE, "batch_size": 1}, "steps"), ({"fields": {"logits": []}}, "each class"),
+     ({"fields": {"f": [1] * 100}}, "64 sizes"), ({"exact": "float16"}, "'float32' or 'float64'"),
+     ({"fields": {str(n): [1] for n in range(2_000)}}, "1,000 fields"), (DEEP, "nested too deeply")],
+    ids=str,
+)  # fmt: skip
+def test_a_manifest_of_sizes_that_no_epoch_has(
+    cache: Path, srd: Srd, tmp_path: Path, changed: dict[str, Any], told: str
+) -> None:
+    manifest = json.loads((cache / "manifest.json").read_text())
+    manifest["recipe" if changed is DEEP else "shapes"] |= changed
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    for command in ("list", "size", "verify"):
+        code, said = srd(command, tmp_path)
+        assert code == 2 and told in said and said.count("\n") == 1, said

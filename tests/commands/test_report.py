@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,15 @@ def test_several_folders_and_another_place(runs: Path, tmp_path: Path) -> None:
         ("metrics.jsonl", '{\n{"kind": "eval", "epoch": 0, "acc1": 1}', "line 1 is no row"),
         ("metrics.jsonl", '{"kind": "eval", "epoch": 0}\n', "an evaluation without acc1"),
         ("predictions.json", "{}", r"predictions\.json is damaged"),
+        ("result.json", '{"distance": 1, "best_distance": 1}', "no accuracy to compare"),
+        *(
+            ("metrics.jsonl", f'{{"kind": "eval", "epoch": 0, "acc1": {acc1}}}\n{{', "without acc1")
+            for acc1 in ("1e308", "-1", "1" * 400, "NaN", "true")
+        ),
+        *(
+            ("metrics.jsonl", f'{{"kind": "eval", "epoch": {epoch}}}\n{{}}\n', "line 1 is no row")
+            for epoch in ("-1", "1" * 400, "true")
+        ),
     ],
 )
 def test_a_damaged_run_is_named(runs: Path, file: str, content: str, message: str) -> None:
@@ -73,6 +83,19 @@ def test_a_row_that_is_being_written(runs: Path) -> None:
     with (runs / "going" / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "eval", "ep')
     run([str(runs)])
+
+
+def test_numbers_of_any_size_are_left_out(runs: Path) -> None:
+    row = {"kind": "epoch", "epoch": 1, "step": 9, "lr": -1e308, "loss": 10**400}
+    with (runs / "going" / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n" + json.dumps({**row, "kind": "eval", "acc1": 5.0}) + "\n")
+    run([str(runs)])
+
+
+def test_a_link_in_the_place_of_the_report_is_replaced(runs: Path, tmp_path: Path) -> None:
+    (runs / "report.html").symlink_to(tmp_path / "elsewhere")
+    run([str(runs)])
+    assert not (tmp_path / "elsewhere").exists() and not (runs / "report.html").is_symlink()
 
 
 def test_no_runs_and_no_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,6 +87,11 @@ def test_what_cannot_be_read_is_one_line(cifar100: Path, tmp_path: Path) -> None
     (folder / "train.bin").write_bytes(bytes([0, 100]) + whole[2:])
     with pytest.raises(UserError, match="a picture of class 100, and 100 have names"):
         opened(cifar100)
+    names = (folder / "fine_label_names.txt").read_text()
+    (folder / "fine_label_names.txt").write_text(names + "more\n" * 200)
+    with pytest.raises(UserError, match="names 300 classes: 256 at most"):
+        opened(cifar100)
+    (folder / "fine_label_names.txt").write_text(names)
     (folder / "train.bin").unlink()
     with pytest.raises(UserError, match=r"cannot read .*train.bin \(No such file"):
         opened(cifar100)

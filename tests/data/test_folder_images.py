@@ -42,10 +42,12 @@ def test_files_that_are_no_pictures_by_name_are_counted_and_told(make_images: Ma
     root = make_images(SPLITS)
     for name in ("notes.txt", "more.TXT", "._0.jpg", "readme"):
         (root / "train/cat" / name).write_text("not an image")
+    (root / "train/cat/.ipynb_checkpoints").mkdir()
+    (root / "train/cat/.ipynb_checkpoints/0.jpg").write_text("a copy that nobody means")
     train, _, notes = open_splits(Data(path=str(root)), training=True)
     assert train is not None and len(train) == 5
     note, _ = notes
-    told = "2 .txt, 1 hidden, 1 without a suffix (pictures are .jpg "
+    told = "2 hidden, 2 .txt, 1 without a suffix (pictures are .jpg "
     assert note.startswith(f"left out of {root}/train: {told}"), note
 
 

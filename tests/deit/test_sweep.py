@@ -83,6 +83,22 @@ def test_the_printed_job(recipe: Path, deit: Any, tmp_path: Path) -> None:
     assert shlex.quote("my runs") in told.out
 
 
+def test_a_printed_job_runs_nothing_that_a_file_says(
+    recipe: Path, deit: Any, tmp_path: Path
+) -> None:
+    """Its first lines are comments, which a line break would end."""
+    text = recipe.read_text().rstrip("}") + '}, "output": "a\\ntouch OWNED\\n"}'
+    (tmp_path / "x.yaml").write_text(text)
+    told = deit(
+        "--train_student", "--config", tmp_path / "x.yaml", "--sweep", "seed=0", "--sweep-print"
+    )
+    assert told.code == 0, told.err
+    subprocess.run(
+        ["bash", "-c", told.out.split("launcher=")[0]], cwd=tmp_path, env={}, check=False
+    )
+    assert not (tmp_path / "OWNED").exists() and "touch OWNED" in told.out
+
+
 @pytest.mark.usefixtures("narrow")
 def test_a_sweep_runs_goes_on_and_is_reported(tmp_path: Path, recipe: Path, deit: Any) -> None:
     pytest.importorskip("matplotlib")

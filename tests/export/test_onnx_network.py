@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,14 +86,12 @@ def test_a_graph_that_wants_too_much(tmp_path: Path, kind: str, told: str) -> No
         "other shape": [helper.make_node("Identity", ["images"], ["logits"])],
     }[kind]
     path = written(tmp_path / "a.onnx", nodes)
-    started = time.perf_counter()
     network = OnnxNetwork(path, limits=replace(LIMITS, onnx_picture_seconds=3.0))
     with pytest.raises(UserError, match=told) as caught:
         network(torch.zeros(1, 3, 4, 4))
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(UserError):  # and again: it has ended
         network(torch.zeros(1, 3, 4, 4))
-    assert time.perf_counter() - started < 60
 
 
 def test_files_that_are_not_opened(tmp_path: Path) -> None:

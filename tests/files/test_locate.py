@@ -6,7 +6,6 @@ import hashlib
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -104,8 +103,6 @@ def test_names_on_the_hub(tmp_path: Path) -> None:
         assert said.count(expected) == 3, said
         assert code == 2 and "no model.safetensors nor pytorch_model.bin" in said, said
         gone = server.address
-    started = time.perf_counter()
     code, said = load(gone, tmp_path, "hf-hub:me/both", "hf-hub:me/other")
     assert expected in said, "what was fetched once needs no network"
     assert code == 2 and "cannot be reached" in said and said.count("\n") == 2, said
-    assert time.perf_counter() - started < 60

@@ -37,20 +37,19 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def launch(tmp_path: Path, environment: dict[str, str]) -> Callable[..., Any]:
-    """`launch("lines of Python")` runs them in each process; returns exit code, output, seconds."""
+    """`launch("lines of Python")` runs them in each process; returns exit code and output."""
 
-    def call(lines: str, **more: str) -> tuple[int, str, float]:
+    def call(lines: str, **more: str) -> tuple[int, str]:
         body = "".join(f"    {line}\n" for line in lines.splitlines())
         (tmp_path / "script.py").write_text(
             "import os, sys, time\nfrom pathlib import Path\nfrom srd.errors import *\n"
             f"rank = os.environ['LOCAL_RANK']\ndef run(arguments):\n{body}"
         )
-        started = time.monotonic()
         done = subprocess.run(
             ["bash", "-c", "module=script; source scripts/launch.sh"], cwd=ROOT, text=True,
             env={**environment, **more}, capture_output=True, timeout=120,
         )  # fmt: skip
-        return done.returncode, done.stdout + done.stderr, time.monotonic() - started
+        return done.returncode, done.stdout + done.stderr
 
     return call
 
@@ -109,19 +108,19 @@ def test_a_wrong_flag_is_told_once(environment: dict[str, str]) -> None:
     ids=["no-host", "unknown-host", "nobody-comes", "not-a-number"],
 )  # fmt: skip
 def test_machines_that_do_not_meet(launch: Any, variables: dict[str, str], told: str) -> None:
-    code, text, _ = launch("pass", **variables)
+    code, text = launch("pass", **variables)
     assert code == 2 and told in text and text.count("\n") == 1, text
 
 
 def test_an_error_of_one_process_ends_the_others(launch: Any) -> None:
-    code, text, seconds = launch("if rank == '1': raise UserError('mine')\ntime.sleep(600)")
-    assert code == 2 and seconds < 60, text
+    code, text = launch("if rank == '1': raise UserError('mine')\ntime.sleep(600)")
+    assert code == 2, text
     assert text.count("error: mine") == 1 and "Traceback" not in text
 
 
 @pytest.mark.slow
 def test_a_failure_is_not_tried_again(launch: Any, tmp_path: Path) -> None:
-    code, text, _ = launch("open(f'{rank}.tried', 'a').write('x')\nraise RunFailed('loss is nan')"
+    code, text = launch("open(f'{rank}.tried', 'a').write('x')\nraise RunFailed('loss is nan')"
                            .replace("f'", f"f'{tmp_path}/"))  # fmt: skip
     assert code == 1 and text == "failed: loss is nan\n"
     tried = [path.read_text() for path in tmp_path.glob("*.tried")]  # the later may not even begin
@@ -133,7 +132,7 @@ def test_a_crash_is_tried_again_and_then_told(launch: Any, tmp_path: Path) -> No
     crash = (
         f"open('{tmp_path}/tried', 'a').write(rank)\nif rank == '0': os._exit(9)\ntime.sleep(600)"
     )
-    code, text, _ = launch(crash, MAX_RESTARTS="2")
+    code, text = launch(crash, MAX_RESTARTS="2")
     assert code == 1 and (tmp_path / "tried").read_text().count("0") == 3
     assert "failed: process 0 died (exit code 9)" in text and "Traceback" not in text
 

@@ -13,6 +13,8 @@ from torchvision.datasets import DatasetFolder, ImageFolder
 from torchvision.datasets.folder import default_loader
 
 from resnet.pictures import open_picture, read_by_list
+from resnet.trust import built, called
+from srd.errors import UserError
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n%%EOF\n"
 
@@ -48,3 +50,18 @@ def test_a_reader_of_ones_own_stays(folder: Path) -> None:
     items = DatasetFolder(str(folder), loader=mine, extensions=(".jpg",))
     read_by_list(items)
     assert items.loader is mine
+
+
+def test_a_folder_in_a_file_is_walked_as_in_the_other_half(folder: Path) -> None:
+    """Links that lead upwards: torchvision walks along them until the path is too long."""
+    plain = ImageFolder(str(folder)).samples
+    (folder / "a" / "up").symlink_to("..")
+    (folder / "a" / ".hidden").mkdir()
+    for name in (".hidden/0.jpg", "._0.jpg"):
+        (folder / "a" / name).write_bytes(b"")
+    made = called("torchvision.datasets.ImageFolder", [str(folder)], {}, "x.yaml")
+    found = built(made, {})
+    assert found.samples == plain and isinstance(found, ImageFolder)
+    (folder / "c").mkdir()
+    with pytest.raises(UserError, match=r"building .*ImageFolder failed \(no pictures in .*/c\)"):
+        built(made, {})

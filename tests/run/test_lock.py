@@ -15,7 +15,7 @@ import pytest
 
 from srd.errors import UserError
 from srd.run import lock as claims
-from srd.run.lock import Claim
+from srd.run.lock import Claim, Turn
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -86,6 +86,17 @@ def test_children_of_a_dead_run_keep_nobody_out(
 
 def test_a_folder_that_cannot_be_written_is_told_by_others(tmp_path: Path) -> None:
     assert Claim(tmp_path / "nowhere").file is None
+
+
+def test_a_link_or_a_pipe_in_its_place_is_left_alone(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    (tmp_path / ".lock").symlink_to(precious)
+    assert Claim(tmp_path).file is None and Turn(tmp_path / ".lock").taken
+    assert precious.read_text() == "mine"
+    (tmp_path / ".lock").unlink()
+    os.mkfifo(tmp_path / ".lock")
+    Claim(tmp_path).release()
 
 
 def test_who_leaves_takes_the_file_away(

@@ -20,7 +20,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from srd.errors import RunFailed
+from srd.errors import RunFailed, UserError
 from srd.run.log import RunLog, clock, read_metrics
 
 
@@ -179,6 +179,18 @@ class FullDisk(io.StringIO):
 
     def flush(self) -> None:
         raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("name", ["log.txt", "metrics.jsonl"])
+def test_a_link_or_a_pipe_in_its_place_is_told(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="cannot write the log of"):
+        RunLog(tmp_path)
+    assert not (tmp_path / "elsewhere").exists()
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=r"cannot write the log of|is no file that can be read"):
+        RunLog(tmp_path)
 
 
 def test_a_full_disk_fails_the_run(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from srd.config.layers import Layer, read_yaml
 from srd.errors import UserError
 from srd.run.folder import RunFolder
 from srd.study.results import half_interval, spread, table
-from srd.study.runs import Budget, Runs, Tested
+from srd.study.runs import Budget, Runs, Tested, read_tested
 from srd.study.studies import CNN, STUDIES, Study, exchanged, student_alone, views, with_teachers
 
 SMALL = Study(
@@ -106,6 +106,8 @@ def test_a_setting_is_searched_on_what_is_held_out(
         (["normalization"], "unknown study 'normalization' (did you mean 'normalisation'?)"),
         (["alpha", "--seeds=1,x"], "expected whole numbers"),
         (["alpha", "--seeds=1,1"], "expected different numbers"),
+        (["alpha", "--seeds="], "expected whole numbers"),
+        (["alpha", f"--seeds={','.join(map(str, range(101)))}"], "100 at most"),
         (["alpha", "--seed=1"], "unknown argument --seed (did you mean '--seeds'?)"),
         (["alpha", "--epochs=0"], "train.epochs"),
         (["alpha", "--set=optim.lr=-1"], "optim.lr"),
@@ -120,6 +122,13 @@ def test_wrong_input(arguments: list[str], told: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         command.run([*arguments, f"--output={tmp_path}"])
     assert told in str(caught.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ["{}", "[" * 100_000, '{"seed": 1' + "0" * 400 + "}", "3"])
+def test_what_stands_in_a_tested_file_is_checked(tmp_path: Path, text: str) -> None:
+    (tmp_path / "tested.json").write_text(text)
+    with pytest.raises(UserError, match=r"tested\.json is damaged"):
+        read_tested(tmp_path / "tested.json")
 
 
 def test_the_interval_is_students() -> None:
