@@ -193,9 +193,10 @@ def _open(
             f"{len(given.mean)}: set model.in_chans to {len(recorded.mean)}, or take another teacher"
         )
     usual = getattr(opened.model, "pretrained_cfg", {})
+    other = given if len(given.mean) == 3 else Normalization(IMAGENET_MEAN, IMAGENET_STD)
     expected = Normalization(
-        tuple(teacher.mean or recorded.mean or usual.get("mean") or IMAGENET_MEAN),
-        tuple(teacher.std or recorded.std or usual.get("std") or IMAGENET_STD),
+        tuple(teacher.mean or recorded.mean or usual.get("mean") or other.mean),
+        tuple(teacher.std or recorded.std or usual.get("std") or other.std),
     )
     frozen = FrozenTeacher(opened.model, opened.read, given, expected)
     timm_models.check_reading(
