@@ -280,5 +280,7 @@ def _recorded(content: Mapping[str, Any], source: str) -> Normalization | None:
     given = {name: data[name] for name in ("mean", "std")}
     checked = build(Data, [Layer(f"the settings in {source}", given)])
     if len(checked.mean) != len(checked.std) or len(checked.mean) not in (1, 3, 4):
-        raise UserError(f"the settings in {source}: mean and std are none of 1, 3 or 4 channels")
+        raise UserError(
+            f"mean in the settings in {source} should be 1, 3 or 4 numbers, as many as std"
+        )
     return Normalization(tuple(checked.mean), tuple(checked.std))
