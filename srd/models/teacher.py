@@ -193,9 +193,10 @@ def _open(
             f"{len(given.mean)}: set model.in_chans to {len(recorded.mean)}, or take another teacher"
         )
     usual = getattr(opened.model, "pretrained_cfg", {})
+    other = given if len(given.mean) == 3 else Normalization(IMAGENET_MEAN, IMAGENET_STD)
     expected = Normalization(
-        tuple(teacher.mean or recorded.mean or usual.get("mean") or IMAGENET_MEAN),
-        tuple(teacher.std or recorded.std or usual.get("std") or IMAGENET_STD),
+        tuple(teacher.mean or recorded.mean or usual.get("mean") or other.mean),
+        tuple(teacher.std or recorded.std or usual.get("std") or other.std),
     )
     frozen = FrozenTeacher(opened.model, opened.read, given, expected)
     timm_models.check_reading(
@@ -279,5 +280,7 @@ def _recorded(content: Mapping[str, Any], source: str) -> Normalization | None:
     given = {name: data[name] for name in ("mean", "std")}
     checked = build(Data, [Layer(f"the settings in {source}", given)])
     if len(checked.mean) != len(checked.std) or len(checked.mean) not in (1, 3, 4):
-        raise UserError(f"the settings in {source}: mean and std are none of 1, 3 or 4 channels")
+        raise UserError(
+            f"mean in the settings in {source} should be 1, 3 or 4 numbers, as many as std"
+        )
     return Normalization(tuple(checked.mean), tuple(checked.std))
