@@ -64,6 +64,7 @@ class Data:
     label_column: str | None = None
     exif_orientation: bool | None = None  # turn pictures upright; None: all but ImageNet's
     images_per_class: Count | None = None  # train on the first n images of each class
+    pixels: Literal["released", "fast"] = "released"  # how training pictures are made into views
     workers: Index = 8  # loader processes for each training process, at most one a core
     mean: Channels = IMAGENET_MEAN
     std: tuple[Positive, Positive, Positive] = IMAGENET_STD

@@ -13,7 +13,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from srd.config.fields import Data
-from srd.data.image_source import Opened, Split, read_image, upright
+from srd.data.encoded import Encoded, of_file
+from srd.data.image_source import Opened, Split
 from srd.data.labels import turned
 from srd.errors import UserError
 
@@ -180,8 +181,13 @@ class FolderImages:
         return len(self._samples)
 
     def load(self, index: int) -> tuple[Image.Image, int]:
+        picture, target = self.encoded(index)
+        return picture.image, target
+
+    def encoded(self, index: int) -> tuple[Encoded, int]:
+        """The file at `index`, and its class; raises as `load`."""
         path, target = self._samples[index]
-        return (read_image(path, upright) if self.upright else read_image(path)), target
+        return of_file(path, self.upright), target
 
     def name(self, index: int) -> str:
         return self._samples[index][0]

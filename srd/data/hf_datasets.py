@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from srd.config.fields import Data
-from srd.data.image_source import Opened, read_image, upright
+from srd.data.encoded import Encoded, of_file
+from srd.data.image_source import Opened
 from srd.errors import UserError
 from srd.files.locate import answers
 from srd.installed import need_extra
@@ -144,17 +145,19 @@ class HFImages:
         return len(self._rows)
 
     def load(self, index: int) -> tuple[Image.Image, int]:
-        encoded = self._rows[int(index)][self._image]
-        if encoded is None:
-            raise OSError("there is no image")
-        content = encoded["bytes"]
-        file = str(encoded["path"]) if content is None else io.BytesIO(content)
-        return read_image(file, self._prepare), int(self.targets[index])
+        picture, target = self.encoded(index)
+        return picture.image, target
 
-    def _prepare(self, image: Image.Image) -> Image.Image:
-        """As the library does: upright, and in the mode of its column."""
-        turned = upright(image) if self._upright else image
-        return turned.convert(self._mode) if self._mode else turned
+    def encoded(self, index: int) -> tuple[Encoded, int]:
+        """The file in row `index`, and its class; raises as `load`."""
+        row = self._rows[int(index)][self._image]
+        if row is None:
+            raise OSError("there is no image")
+        content, target = row["bytes"], int(self.targets[index])
+        # as the library does: upright, and in the mode of its column
+        if content is None:
+            return replace(of_file(str(row["path"]), self._upright), mode=self._mode), target
+        return Encoded(content, turn=self._upright, mode=self._mode), target
 
     def name(self, index: int) -> str:
         return f"row {index} of {self._of}"

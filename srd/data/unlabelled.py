@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image
 
 from srd.config.fields import Data
+from srd.data.encoded import Encoded, encoded, of_file
 from srd.data.folder_images import SUFFIXES, is_picture
-from srd.data.image_source import LabelledSource, Opened, read_image, upright
+from srd.data.image_source import LabelledSource, Opened
 from srd.errors import UserError
 
 ONE_CLASS = ["unlabelled"]  # that all pictures are of, for what splits and checks sources
@@ -66,8 +67,11 @@ class PictureFolder:
         return len(self._paths)
 
     def load(self, index: int) -> tuple[Image.Image, int]:
-        path = self._paths[index]
-        return (read_image(path, upright) if self.turn else read_image(path)), 0
+        return self.encoded(index)[0].image, 0
+
+    def encoded(self, index: int) -> tuple[Encoded, int]:
+        """The file at `index`; raises as `load`."""
+        return of_file(self._paths[index], self.turn), 0
 
     def name(self, index: int) -> str:
         return self._paths[index]
@@ -87,6 +91,10 @@ class WithoutLabels:
 
     def load(self, index: int) -> tuple[Image.Image, int]:
         return self.source.load(index)[0], 0
+
+    def encoded(self, index: int) -> tuple[Encoded | Image.Image, int]:
+        """See `srd.data.encoded.encoded`."""
+        return encoded(self.source, index)[0], 0
 
     def name(self, index: int) -> str:
         return self.source.name(index)
