@@ -21,7 +21,7 @@ from timm.data import auto_augment as timms
 
 Pixels = NDArray[np.uint8]
 
-VALUES = np.arange(256, dtype=np.float32)
+VALUES: NDArray[np.float32] = np.arange(256, dtype=np.float32)
 SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float32) / 13  # Pillow's
 WHOLE = 64  # fractions of a pixel's weight, as integers
 DOWN = -0.499  # OpenCV rounds to the nearest number, Pillow's blend rounds down
@@ -56,11 +56,11 @@ def invert(pixels: Pixels, **_: Any) -> Pixels:
 
 
 def solarize(pixels: Pixels, thresh: int, **_: Any) -> Pixels:
-    return by_table(pixels, np.where(VALUES < thresh, VALUES, 255 - VALUES))
+    return by_table(pixels, np.where(thresh > VALUES, VALUES, 255 - VALUES))
 
 
 def solarize_add(pixels: Pixels, add: int, thresh: int = 128, **_: Any) -> Pixels:
-    return by_table(pixels, np.where(VALUES < thresh, np.minimum(VALUES + add, 255), VALUES))
+    return by_table(pixels, np.where(thresh > VALUES, np.minimum(VALUES + add, 255), VALUES))
 
 
 def posterize(pixels: Pixels, bits_to_keep: int, **_: Any) -> Pixels:
@@ -95,7 +95,8 @@ def sharpness(pixels: Pixels, factor: float, **_: Any) -> Pixels:
 
 
 def shear_x(pixels: Pixels, factor: float, **how: Any) -> Pixels:
-    return moved(pixels, factor * (np.arange(pixels.shape[0]) + 0.5), **how)
+    rows = np.arange(pixels.shape[0], dtype=np.float64)
+    return moved(pixels, factor * (rows + 0.5), **how)
 
 
 def shear_y(pixels: Pixels, factor: float, **how: Any) -> Pixels:
@@ -237,7 +238,7 @@ def _linear(part: NDArray[np.float64]) -> list[NDArray[np.int16]]:
 
 def _in_all(*weights: NDArray[np.float64]) -> list[NDArray[np.int16]]:
     rounded = [np.round(WHOLE * weight).astype(np.int16) for weight in weights]
-    return [*rounded, np.int16(WHOLE) - sum(rounded)]
+    return [*rounded, (WHOLE - sum(rounded)).astype(np.int16)]
 
 
 def _on_its_side(operation: Callable[..., Pixels], pixels: Pixels, *given: Any, **how: Any) -> Any:

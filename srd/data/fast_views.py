@@ -28,9 +28,8 @@ from srd.data.image_source import BROKEN_IMAGE, DamagedPicture, one_line
 from srd.data.picture_costs import TooLarge
 from srd.installed import need_extra
 
-Step = Callable[[Any], Any]
+Step = Any  # a callable, perhaps with settings
 RESIZES = {InterpolationMode.BILINEAR: "bilinear", InterpolationMode.BICUBIC: "bicubic"}
-PILLOWS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 CROPS = (RandomResizedCropAndInterpolation, transforms.RandomResizedCrop)
 
 
@@ -46,8 +45,14 @@ def fast_steps(steps: Sequence[Step]) -> list[Step]:
         The last gives (H, W, 3) uint8.
     """
     first, *others = steps
-    crop = Crop(first) if type(first) in CROPS else Released(first)
-    return [crop, *map(_fast, others)]
+    fast = type(first) in CROPS and RESIZES.keys() >= {*_modes(first)}
+    return [Crop(first) if fast else Released(first), *map(_fast, others)]
+
+
+def _modes(crop: Any) -> tuple[Any, ...]:
+    """The interpolations of which a crop takes one."""
+    modes = crop.interpolation
+    return tuple(modes) if isinstance(modes, (list, tuple)) else (modes,)
 
 
 def _fast(step: Step) -> Step:
@@ -91,7 +96,7 @@ class Crop:
     """
 
     def __init__(self, step: Any) -> None:
-        self.step, self.size = step, tuple(step.size)
+        self.step, self.size, self.modes = step, tuple(step.size), _modes(step)
 
     def __call__(self, picture: Encoded | Image.Image) -> np.ndarray:
         if isinstance(picture, Encoded):
@@ -100,41 +105,37 @@ class Crop:
             width, height = picture.size
         like = torch.empty(1).expand(3, height, width)  # all that the draws see of it
         top, left, *crop = self.step.get_params(like, self.step.scale, self.step.ratio)
-        modes = self.step.interpolation
-        mode = random.choice(modes) if isinstance(modes, (list, tuple)) else modes
+        several = isinstance(self.step.interpolation, (list, tuple))  # of which timm draws one
+        mode = random.choice(self.modes) if several else self.modes[0]
         if isinstance(picture, Encoded):
             pixels, scale = _decoded(lambda: picture.pixels((crop[0], crop[1]), self.size))
         else:
             pixels, scale = np.asarray(picture), 1
-        return resized(pixels, (top, left, *crop), scale, self.size, mode)
+        return resized(pixels, (top, left, *crop), scale, self.size, RESIZES[mode])
 
 
 def resized(
-    pixels: np.ndarray,
-    box: tuple[int, ...],
-    scale: int,
-    size: tuple[int, ...],
-    mode: InterpolationMode,
+    pixels: np.ndarray, box: tuple[int, ...], scale: int, size: tuple[int, ...], mode: str
 ) -> np.ndarray:
     """A part of (H, W, 3) bytes in another size, antialiased.
 
     Args:
         box: top, left, height and width in the picture, whose sides were divided by `scale`.
+        mode: of `RESIZES`.
     """
     top, left, height, width = box
-    if mode not in RESIZES or scale > 1:  # torch cuts between no pixels
+    if scale > 1:  # torch cuts between no pixels
         image = Image.fromarray(np.ascontiguousarray(pixels))
-        part = [edge / scale for edge in (left, top, left + width, top + height)]
-        part[2:] = min(part[2], image.size[0]), min(part[3], image.size[1])
-        how = PILLOWS[RESIZES[mode]] if mode in RESIZES else Image.Resampling[mode.name]
-        return np.asarray(image.resize(size[::-1], how, box=part))
-    part = np.ascontiguousarray(pixels[top : top + height, left : left + width])
+        right, bottom = ((left + width) / scale, (top + height) / scale)
+        part = (left / scale, top / scale, min(right, image.width), min(bottom, image.height))
+        return np.asarray(
+            image.resize((size[1], size[0]), Image.Resampling[mode.upper()], box=part)
+        )
+    cut = np.ascontiguousarray(pixels[top : top + height, left : left + width])
     # With these strides torch sees channels last, which is what its code for bytes takes.
-    image = torch.from_numpy(part).as_strided(
-        (1, 3, height, width), (part.size, 1, 3 * width, 3)
-    )
-    image = F.interpolate(image, size, mode=RESIZES[mode], antialias=True, align_corners=False)
-    return image[0].permute(1, 2, 0).numpy()
+    images = torch.from_numpy(cut).as_strided((1, 3, height, width), (cut.size, 1, 3 * width, 3))
+    images = F.interpolate(images, size, mode=mode, antialias=True, align_corners=False)
+    return images[0].permute(1, 2, 0).numpy()
 
 
 class Flip:
@@ -147,6 +148,25 @@ class Flip:
         import cv2
 
         return cv2.flip(pixels, 1) if torch.rand(1) < self.probability else pixels
+
+
+class Normalised:
+    """ToTensor and Normalize on bytes (H, W, 3): their own numbers, looked up, as (3, H, W) float32."""
+
+    def __init__(self, to_numbers: Step, normalize: Step | None) -> None:
+        ramp = np.tile(np.arange(256, dtype=np.uint8)[:, None, None], (1, 1, 3))
+        numbers = to_numbers(Image.fromarray(ramp))
+        self.tables = (normalize(numbers) if normalize else numbers).squeeze(2).numpy()
+
+    def __call__(self, pixels: np.ndarray) -> Tensor:
+        import cv2
+
+        from srd.data.fast_operations import planes
+
+        parts = [
+            cv2.LUT(part, table) for part, table in zip(planes(pixels), self.tables, strict=True)
+        ]
+        return torch.from_numpy(np.stack(parts))
 
 
 def as_tensor(pixels: np.ndarray) -> Tensor:

@@ -82,8 +82,9 @@ def leave_unfinished(
         return transform, None
     finish = Finish(tuple(map(float, steps[-1].mean)), tuple(map(float, steps[-1].std)))
     if fast:
-        from srd.data.fast_views import as_tensor, fast_steps
+        from srd.data.fast_views import as_tensor, check_installed, fast_steps
 
+        check_installed()
         return _UpToBytes([*fast_steps(steps[:-2]), as_tensor], erasing), finish
     return _UpToBytes([*steps[:-2], _in_bytes], erasing), finish
 

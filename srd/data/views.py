@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from srd.data.finish import Box, Unfinished
 from srd.data.encoded import Encoded, encoded
+from srd.data.finish import Box, Unfinished
 from srd.data.image_source import BROKEN_IMAGE, DamagedPicture, ImageSource, one_line
 from srd.data.picture_costs import TooLarge
 from srd.printable import printable
