@@ -172,7 +172,7 @@ def by_table(pixels: Pixels, table: NDArray[Any]) -> Pixels:
 def by_channel(pixels: Pixels, tables: Pixels) -> Pixels:
     """Likewise, by a table for each channel, (3, 256)."""
     parts = [cv2.LUT(part, table) for part, table in zip(planes(pixels), tables, strict=True)]
-    return cv2.merge(parts)  # type: ignore[return-value]
+    return cv2.merge(parts)
 
 
 def blend(ground: Pixels, pixels: Pixels, factor: float) -> Pixels:
@@ -238,7 +238,7 @@ def _linear(part: NDArray[np.float64]) -> list[NDArray[np.int16]]:
 
 def _in_all(*weights: NDArray[np.float64]) -> list[NDArray[np.int16]]:
     rounded = [np.round(WHOLE * weight).astype(np.int16) for weight in weights]
-    return [*rounded, (WHOLE - sum(rounded)).astype(np.int16)]
+    return [*rounded, np.asarray(WHOLE - sum(rounded), dtype=np.int16)]
 
 
 def _on_its_side(operation: Callable[..., Pixels], pixels: Pixels, *given: Any, **how: Any) -> Any:

@@ -14,6 +14,7 @@ from PIL import Image
 from srd.config.fields import Data
 from srd.data.encoded import Encoded, of_file
 from srd.data.image_source import Opened
+from srd.data.labels import turned
 from srd.errors import UserError
 from srd.files.locate import answers
 from srd.installed import need_extra
@@ -54,7 +55,7 @@ def _load(path: str) -> Mapping[str, Any]:
     where = "" if folder.is_dir() else "no folder, and "
     if where and HUB_NAME.fullmatch(path) and not _hub_answers():
         where = "no folder, the Hub cannot be reached, and it is "
-    saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    saved = is_saved(folder)
     try:
         loaded: Any = (
             datasets.load_from_disk(here)
@@ -67,6 +68,13 @@ def _load(path: str) -> Mapping[str, Any]:
             f"{path} is {where}no data set that `datasets` can open ({reason})"
         ) from None
     return loaded if isinstance(loaded, dict) else {"train": loaded}
+
+
+def is_saved(path: str | Path | None) -> bool:
+    """Whether a folder is what the library saves, and `srd data pack` writes."""
+    folder = Path(path).expanduser() if path else None
+    files = ("dataset_dict.json", "state.json")
+    return folder is not None and any((folder / name).is_file() for name in files)
 
 
 def _hub_answers() -> bool:
@@ -110,15 +118,16 @@ class HFImages:
         ]
         self._image = self._column(data.image_column, images, allowed=images, what="image")
         label = self._column(data.label_column, named, allowed=numbers, what="label")
-        self._upright = data.exif_orientation is not False
         self._mode = features[self._image].mode
         # encoded: decoding by the library would open whatever format Pillow knows, of any size
         encoded = datasets.Image(decode=False)
-        self._rows = rows.select_columns([self._image]).cast_column(self._image, encoded)
+        files = rows.select_columns([self._image]).cast_column(self._image, encoded)
+        self._rows = files.with_format("arrow")  # as bytes lie there
         self.targets = _labels(rows, label)
         if len(rows) == 0 or self.targets.min() < 0:
             raise UserError(f"{self._of}: no images, or images without a label")
         self.classes = features[label].names if label in named else self._numbered(splits, label)
+        self._upright = turned(data.exif_orientation, self.classes)
 
     def _column(
         self, given: str | None, fitting: list[str], *, allowed: Collection[str], what: str
@@ -150,7 +159,7 @@ class HFImages:
 
     def encoded(self, index: int) -> tuple[Encoded, int]:
         """The file in row `index`, and its class; raises as `load`."""
-        row = self._rows[int(index)][self._image]
+        row = self._rows[int(index)].column(0)[0].as_py()
         if row is None:
             raise OSError("there is no image")
         content, target = row["bytes"], int(self.targets[index])
