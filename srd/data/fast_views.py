@@ -62,7 +62,8 @@ def _fast(step: Step) -> Step:
     if type(step) is transforms.RandomHorizontalFlip:
         return Flip(step.p)
     if type(step) is RandAugment:
-        return RandAugment([_operation(o) for o in step.ops], step.num_layers, step.choice_weights)
+        operations = np.array([_operation(o) for o in step.ops], dtype=object)  # as it draws from
+        return RandAugment(operations, step.num_layers, step.choice_weights)
     if type(step) is AutoAugment:
         return AutoAugment([[_operation(o) for o in policy] for policy in step.policy])
     return on_pillow(step)
