@@ -20,7 +20,7 @@ from resnet.recipe import Recipe
 from resnet.rehearsal import labelled
 from resnet.sections import stages
 from resnet.trainer import to_device
-from srd.cache.manifest import FORMAT, Manifest, Recorded, Shapes, versions
+from srd.cache.manifest import FORMAT, Manifest, Recorded, Shapes, path_of, versions
 from srd.cache.replay import OpenCache, Replay
 from srd.data.fingerprint import fingerprint
 from srd.device import Precision
@@ -92,7 +92,7 @@ def open_cache(
             steps=len(inputs.batches),
         )
         described = what_it_sees(recipe, seed, inputs, precision)
-        return Manifest(FORMAT, about, shapes, described, versions())
+        return Manifest(FORMAT, about, shapes, described, versions(recipe.run.pixels))
 
     cache = look_into(path, ours, epochs)
     if cache.is_whole:
@@ -134,6 +134,7 @@ def what_it_sees(
         "teacher": train.get("teacher"),
         "model": settings["models"]["teacher_model"],
         "precision": str(precision),
+        **path_of(recipe.run.pixels),
     }
     plain: dict[str, Any] = json.loads(json.dumps(described, default=str))
     return plain

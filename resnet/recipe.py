@@ -11,7 +11,7 @@ import yaml
 from pydantic.dataclasses import dataclass
 
 from resnet.nodes import MAP, PLAIN, Checked, Reader, Trusted
-from resnet.pictures import read_by_list
+from resnet.pictures import read_by_list, use_fast_pixels
 from resnet.places import Places
 from resnet.registries import Registries
 from resnet.trust import built, forbid_pickled_code
@@ -46,6 +46,7 @@ class Run(Saving):
 
     amp: Amp = "off"
     channels_last: bool = False
+    pixels: Literal["released", "fast"] = "released"  # how training pictures are made into views
     deterministic: bool = False
     global_statistics: bool = True  # of the whole batch; off: each process's share of it
     ema_decay: OpenFraction | None = None  # of a moving average of the student
@@ -101,6 +102,8 @@ def read_recipe(
     datasets = config.get("datasets")
     for dataset in datasets.values() if isinstance(datasets, dict) else ():
         read_by_list(dataset)
+    if run.pixels == "fast":
+        use_fast_pixels(config)
     return Recipe(config, run, text, settings)
 
 

@@ -3,34 +3,43 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
 from timm.data import create_dataset, create_loader, create_transform
+from torchvision import transforms
 
 from srd.bench.timing import Line, Sizes, in_turn
-from srd.config.fields import Augment, Data
+from srd.config.fields import IMAGENET_MEAN, IMAGENET_STD, Augment, Data
 from srd.data.augment import train_transform
 from srd.data.batches import TrainBatches
+from srd.data.encoded import of_file
+from srd.data.fast_views import Normalised, fast_steps
 from srd.data.finish import leave_unfinished
 from srd.data.folder_images import FolderImages
+from srd.data.hf_datasets import open_dataset
+from srd.data.image_source import ImageSource
 from srd.data.loader import collate, make_loader, to_device
+from srd.data.packing import Packing, pack
 from srd.data.views import SeededViews
 
 WIDTH, HEIGHT = 500, 375  # ImageNet's usual size
 
 
 def measure(sizes: Sizes, device: torch.device) -> Iterator[Line]:
-    """One process that makes views, and batches from a worker."""
+    """One process that makes views by each pixel path, and batches from a worker."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_pictures(folder, sizes.images)
-        yield views(folder, sizes)
+        yield from views(folder, sizes)
+        yield from resnet_views(folder, sizes)
         yield loaders(folder, sizes, device)
 
 
@@ -48,40 +57,94 @@ def write_pictures(folder: Path, count: int) -> None:
         picture.save(file, quality=90)
 
 
-def views(folder: Path, sizes: Sizes) -> Line:
-    """All views of the folder in this process, without batches."""
-    source, data, augment = FolderImages(folder, "train"), Data(), Augment()
-    ours = SeededViews(source, train_transform(augment, data, sizes.image_size), 0, True)
-    timms = plain_transform(sizes)
+def views(folder: Path, sizes: Sizes) -> Iterator[Line]:
+    """DeiT's views of the folder in this process, without batches: by each path, and timm's."""
+    source, augment, size = FolderImages(folder, "train"), Augment(), sizes.image_size
     files = sorted(folder.glob("train/*/*.jpg"))
+    timms = plain_transform(sizes)
 
-    def decoded(file: Path) -> Image.Image:
-        with Image.open(file) as image:
-            return image.convert("RGB")
+    def path(of: ImageSource, fast: bool) -> SeededViews:
+        transform, _ = leave_unfinished(train_transform(augment, Data(), size), fast=fast)
+        return SeededViews(of, transform, 0, True, files=fast)
 
-    epoch = iter(range(1, 1 << 30))
+    calls = {
+        "released": _epochs(path(source, False)),
+        "reference": lambda: [timms(decoded(file)) for file in files],
+        "floor": lambda: [decoded(file) for file in files],
+    }
+    if fast_is_installed():
+        calls["fast"] = _epochs(path(source, True))
+        for side in (None, max(1, size * 8 // 7)) if find_spec("datasets") else ():
+            of = _packed(folder, side)
+            calls["fast, packed" + (f" at {side}" if side else "")] = _epochs(path(of, True))
+    times = in_turn(calls, seconds=sizes.seconds)
+    reference, floor = times.pop("reference"), median(times.pop("floor"))
+    for name, ours in times.items():
+        yield Line(
+            name=f"data: DeiT's views, {name}",
+            ours=ours,
+            reference=reference,
+            floor=floor,
+            items=len(source),
+            note="reference: Pillow and timm's transform; floor: Pillow decodes",
+        )
 
-    def make_ours() -> None:
-        now = next(epoch)
-        for index in range(len(source)):
-            ours[now, index]
 
-    times = in_turn(
-        {
-            "ours": make_ours,
-            "reference": lambda: [timms(decoded(file)) for file in files],
-            "floor": lambda: [decoded(file) for file in files],
-        },
-        seconds=sizes.seconds,
-    )
-    return Line(
-        name="data: training views in one process",
+def resnet_views(folder: Path, sizes: Sizes) -> Iterator[Line]:
+    """torchvision's chain, normalised: as it is, and on the fast path."""
+    files = sorted(folder.glob("train/*/*.jpg"))
+    crop, flip = transforms.RandomResizedCrop(sizes.image_size), transforms.RandomHorizontalFlip()
+    numbers = transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)
+    plain = transforms.Compose([crop, flip, *numbers])
+    calls: dict[str, Any] = {
+        "reference": lambda: [plain(decoded(file)) for file in files],
+        "floor": lambda: [decoded(file) for file in files],
+    }
+    if not fast_is_installed():
+        return
+    fast = transforms.Compose([*fast_steps([crop, flip]), Normalised(*numbers)])
+    calls["ours"] = lambda: [fast(of_file(file, turn=False)) for file in files]
+    times = in_turn(calls, seconds=sizes.seconds)
+    yield Line(
+        name="data: torchvision's views, fast",
         ours=times["ours"],
         reference=times["reference"],
-        floor=sorted(times["floor"])[len(times["floor"]) // 2],
-        items=len(source),
-        note="reference: Pillow and timm's transform; floor: Pillow decodes",
+        floor=median(times["floor"]),
+        items=len(files),
+        note="reference of torchvision's views: Pillow and its transforms",
     )
+
+
+def decoded(file: Path) -> Image.Image:
+    """As everybody reads a picture."""
+    with Image.open(file) as image:
+        return image.convert("RGB")
+
+
+def fast_is_installed() -> bool:
+    """Whether there is a fast path to time."""
+    return all(find_spec(name) for name in ("simplejpeg", "cv2"))
+
+
+def _epochs(views: SeededViews) -> Callable[[], None]:
+    """Makes all views of an epoch, of another one each time."""
+    epoch = iter(range(1, 1 << 30))
+
+    def make() -> None:
+        now = next(epoch)
+        for index in range(len(views)):
+            views[now, index]
+
+    return make
+
+
+def _packed(folder: Path, side: int | None) -> ImageSource:
+    """The folder as `srd data pack` writes it."""
+    out = folder / f"packed_{side}"
+    pack(Data(path=str(folder)), out, Packing(side))
+    train = open_dataset(Data(path=str(out)), True).train
+    assert train is not None
+    return train
 
 
 def plain_transform(sizes: Sizes) -> Any:
@@ -97,7 +160,7 @@ def plain_transform(sizes: Sizes) -> Any:
 
 
 def loaders(folder: Path, sizes: Sizes, device: torch.device) -> Line:
-    """Epochs of the folder through one worker process."""
+    """Epochs of the folder through one worker process, on the released path."""
     source, data, augment = FolderImages(folder, "train"), Data(), Augment()
     size = min(sizes.batch_size, len(source))
     transform, finish = leave_unfinished(train_transform(augment, data, sizes.image_size))

@@ -27,6 +27,7 @@ from srd.strict import STRICT, Count
 NAME = "manifest.json"
 FORMAT = 1
 # What draws the views, and computes the outputs: distribution, and how much of its version counts.
+PIXELS = "released"  # where a recipe names no other path
 PACKAGES = {"torch": 2, "torchvision": 2, "timm": 3, "pillow": 2}
 
 
@@ -87,12 +88,23 @@ class Manifest:
         return torch.float64 if self.shapes.exact == "float64" else torch.float32
 
 
-def versions() -> dict[str, str]:
-    """Today's."""
+def versions(pixels: str = PIXELS) -> dict[str, str]:
+    """Today's, of what makes views with `data.pixels`."""
+    known = {name: (version(name), count) for name, count in PACKAGES.items()}
+    if pixels != PIXELS:
+        import cv2
+        import simplejpeg
+
+        known |= {"simplejpeg": (simplejpeg.__version__, 2), "opencv": (cv2.__version__, 2)}
     return {
-        name: ".".join(version(name).split("+")[0].split(".")[:count])
-        for name, count in PACKAGES.items()
+        name: ".".join(text.split("+")[0].split(".")[:count])
+        for name, (text, count) in known.items()
     }
+
+
+def path_of(pixels: str) -> dict[str, str]:
+    """The part of a recipe that names the pixel path; nothing for the one that older caches know."""
+    return {} if pixels == PIXELS else {"pixels": pixels}
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -177,7 +189,10 @@ def check_same(folder: Path, there: Manifest, ours: Manifest) -> None:
     ignore = ["shapes.fields", "teacher.knows_classes"]
     if not ours.teacher.sha256:
         ignore.append("teacher.sha256")
-    changed = differences(asdict(there), asdict(ours), ignore)
+    sides = asdict(there), asdict(ours)
+    for side in sides:
+        side["recipe"].setdefault("pixels", PIXELS)
+    changed = differences(*sides, ignore)
     if lacking := [n for n in ours.shapes.fields if n not in there.shapes.fields]:
         changed.append(f"fields: {', '.join(there.shapes.fields)} -> {', '.join(lacking)} too")
     for name, shape in ours.shapes.fields.items():

@@ -33,7 +33,7 @@ IDLE: dict[Doing, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 # Fields that an evaluation does not read, or only where it measures the teacher too.
-TOLD = ("seed", "output", "name", "data.images_per_class")
+TOLD = ("seed", "output", "name", "data.images_per_class", "data.pixels")
 OF_TEACHER = "teacher."
 # ... where pictures have no labels
 UNLABELLED = (

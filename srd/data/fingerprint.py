@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 
-from srd.data.image_source import LabelledSource
-from srd.data.views import BROKEN_IMAGE
+from srd.data.image_source import BROKEN_IMAGE, LabelledSource
 from srd.files.limits import LIMITS
 from srd.files.opened import Refused, read_small
 

@@ -68,28 +68,41 @@ class Finish:
 
 
 def leave_unfinished(
-    transform: Any,
-) -> tuple[Callable[[Image.Image], Any], Finish | None]:
+    transform: Any, *, fast: bool = False
+) -> tuple[Callable[[Any], Any], Finish | None]:
     """timm's training transform up to the bytes, and what finishes them.
 
     Where it does not end with numbers, their normalisation, and perhaps erasing, all of it, and None.
+
+    Args:
+        fast: it reads an `Encoded`, by `srd.data.fast_views`.
     """
     steps = list(transform.transforms) if isinstance(transform, Compose) else []
     erasing = steps.pop() if steps and isinstance(steps[-1], RandomErasing) else None
     if [type(step) for step in steps[-2:]] != [MaybeToTensor, Normalize]:
         return transform, None
     finish = Finish(tuple(map(float, steps[-1].mean)), tuple(map(float, steps[-1].std)))
-    return _UpToBytes(steps[:-2], erasing), finish
+    if fast:
+        from srd.data.fast_views import as_tensor, check_installed, fast_steps
+
+        check_installed()
+        return _UpToBytes([*fast_steps(steps[:-2]), as_tensor], erasing), finish
+    return _UpToBytes([*steps[:-2], _in_bytes], erasing), finish
+
+
+def _in_bytes(image: Image.Image) -> Tensor:
+    return pil_to_tensor(image).contiguous()
 
 
 class _UpToBytes:
+    """Steps from a picture to bytes (3, H, W), and what is erased of them."""
+
     def __init__(self, steps: list[Any], erasing: RandomErasing | None) -> None:
         self.steps, self.erasing = steps, erasing
 
-    def __call__(self, image: Image.Image) -> Unfinished:
+    def __call__(self, pixels: Any) -> Unfinished:
         for step in self.steps:
-            image = step(image)
-        pixels = pil_to_tensor(image).contiguous()
+            pixels = step(pixels)
         drawn = _Drawn(pixels.shape)
         if self.erasing is not None:
             self.erasing(drawn)

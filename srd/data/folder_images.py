@@ -14,7 +14,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from srd.config.fields import Data
-from srd.data.image_source import Opened, Split, as_it_is, read_image, upright
+from srd.data.encoded import Encoded, of_file
+from srd.data.image_source import Opened, Split
 from srd.data.labels import turned
 from srd.errors import UserError
 
@@ -207,9 +208,13 @@ class FolderImages:
         return len(self._samples)
 
     def load(self, index: int) -> tuple[Image.Image, int]:
+        picture, target = self.encoded(index)
+        return picture.image, target
+
+    def encoded(self, index: int) -> tuple[Encoded, int]:
+        """The file at `index`, and its class; raises as `load`."""
         path, target = self._samples[index]
-        prepare = upright if self.upright else as_it_is
-        return read_image(path, prepare, self.mode), target
+        return of_file(path, self.upright, self.mode), target
 
     def name(self, index: int) -> str:
         return self._samples[index][0]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ import numpy as np
 from PIL import Image
 
 from srd.config.fields import Data
-from srd.data.image_source import Opened, read_image, upright
+from srd.data.encoded import Encoded, of_file
+from srd.data.image_source import Opened
+from srd.data.labels import turned
 from srd.errors import UserError
 from srd.files.locate import answers
 from srd.installed import need_extra
@@ -53,7 +55,7 @@ def _load(path: str) -> Mapping[str, Any]:
     where = "" if folder.is_dir() else "no folder, and "
     if where and HUB_NAME.fullmatch(path) and not _hub_answers():
         where = "no folder, the Hub cannot be reached, and it is "
-    saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    saved = is_saved(folder)
     try:
         loaded: Any = (
             datasets.load_from_disk(here)
@@ -66,6 +68,13 @@ def _load(path: str) -> Mapping[str, Any]:
             f"{path} is {where}no data set that `datasets` can open ({reason})"
         ) from None
     return loaded if isinstance(loaded, dict) else {"train": loaded}
+
+
+def is_saved(path: str | Path | None) -> bool:
+    """Whether a folder is what the library saves, and `srd data pack` writes."""
+    folder = Path(path).expanduser() if path else None
+    files = ("dataset_dict.json", "state.json")
+    return folder is not None and any((folder / name).is_file() for name in files)
 
 
 def _hub_answers() -> bool:
@@ -109,15 +118,16 @@ class HFImages:
         ]
         self._image = self._column(data.image_column, images, allowed=images, what="image")
         label = self._column(data.label_column, named, allowed=numbers, what="label")
-        self._upright = data.exif_orientation is not False
         self._mode, self._read_as = features[self._image].mode, data.mode
         # encoded: decoding by the library would open whatever format Pillow knows, of any size
         encoded = datasets.Image(decode=False)
-        self._rows = rows.select_columns([self._image]).cast_column(self._image, encoded)
+        files = rows.select_columns([self._image]).cast_column(self._image, encoded)
+        self._rows = files.with_format("arrow")  # as bytes lie there
         self.targets = _labels(rows, label)
         if len(rows) == 0 or self.targets.min() < 0:
             raise UserError(f"{self._of}: no images, or images without a label")
         self.classes = features[label].names if label in named else self._numbered(splits, label)
+        self._upright = turned(data.exif_orientation, self.classes)
 
     def _column(
         self, given: str | None, fitting: list[str], *, allowed: Collection[str], what: str
@@ -144,17 +154,21 @@ class HFImages:
         return len(self._rows)
 
     def load(self, index: int) -> tuple[Image.Image, int]:
-        encoded = self._rows[int(index)][self._image]
-        if encoded is None:
-            raise OSError("there is no image")
-        content = encoded["bytes"]
-        file = str(encoded["path"]) if content is None else io.BytesIO(content)
-        return read_image(file, self._prepare, self._read_as), int(self.targets[index])
+        picture, target = self.encoded(index)
+        return picture.image, target
 
-    def _prepare(self, image: Image.Image) -> Image.Image:
-        """As the library does: upright, and in the mode of its column."""
-        image = upright(image) if self._upright else image
-        return image.convert(self._mode) if self._mode else image
+    def encoded(self, index: int) -> tuple[Encoded, int]:
+        """The file in row `index`, and its class; raises as `load`."""
+        row = self._rows[int(index)].column(0)[0].as_py()
+        if row is None:
+            raise OSError("there is no image")
+        content, target = row["bytes"], int(self.targets[index])
+        # as the library does: upright, and in the mode of its column
+        if content is None:
+            picture = of_file(str(row["path"]), self._upright, self._read_as)
+            return replace(picture, mode=self._mode), target
+        picture = Encoded(content, turn=self._upright, mode=self._mode, read_as=self._read_as)
+        return picture, target
 
     def name(self, index: int) -> str:
         return f"row {index} of {self._of}"

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -17,6 +17,14 @@ from srd.files.limits import LIMITS
 from srd.files.opened import Refused, read_small
 
 Split = Literal["train", "val"]
+
+
+# What a picture's file can raise; `one_line` says it.
+BROKEN_IMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, MemoryError)
+
+
+class DamagedPicture(OSError):
+    """A picture whose pixels cannot be decoded, as it was found when they were needed."""
 
 
 class ImageSource(Protocol):
@@ -33,6 +41,9 @@ class ImageSource(Protocol):
     def name(self, index: int) -> str:
         """What to call the image at `index` in a message (its path)."""
         ...
+
+    # A source of files also has `encoded(index)`, which gives the file in the place of the image
+    # (`srd.data.encoded.Encoded`): the fast path decodes it itself.
 
 
 class LabelledSource(ImageSource, Protocol):
@@ -71,6 +82,8 @@ def read_image(
     file: str | Path | io.BytesIO,
     prepare: Callable[[Image.Image], Image.Image] = as_it_is,
     mode: str = "RGB",
+    *,
+    name: str | None = None,
 ) -> Image.Image:
     """A picture in RGB, within `srd.files.limits`.
 
@@ -78,27 +91,48 @@ def read_image(
         file: its name, or its bytes.
         prepare: is called with the picture as it is in the file.
         mode: Pillow's, where it shall be another one: L or RGBA.
+        name: of the file that the bytes are of.
 
     Raises:
         OSError, ValueError, SyntaxError, MemoryError: it is no file, no picture of FORMATS, damaged,
             or too large (`srd.data.views.BROKEN_IMAGE`).
     """
-    name = ""
     if isinstance(file, (str, Path)):
-        name = f" {str(file)!r}"
-        try:
-            file = io.BytesIO(read_small(file, LIMITS.picture_bytes))
-        except Refused as refusal:
-            raise OSError(str(refusal)) from None
+        name, file = str(file), io.BytesIO(read_bytes(file))
     try:
         # nothing here holds the picture as it was: of large ones, there is room for two at a time
         return in_mode(prepare(open_image(file)), mode)
     except UnidentifiedImageError:
-        raise OSError(f"cannot identify image file{name}: one of {', '.join(FORMATS)}?") from None
+        what = "" if name is None else f" {name!r}"
+        raise OSError(f"cannot identify image file{what}: one of {', '.join(FORMATS)}?") from None
     except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError):
         raise
     except Exception as error:  # of damaged files, Pillow raises whatever it meets
         raise OSError(f"damaged ({type(error).__name__})") from error
+
+
+def one_line(error: Exception) -> str:
+    """What is wrong with a picture."""
+    reason = getattr(error, "strerror", None) or str(error)
+    return " ".join(reason.split()) or type(error).__name__
+
+
+def read_bytes(file: str | Path) -> bytes:
+    """A file's content; an OSError where it cannot be read, or is larger than a picture's may be."""
+    try:
+        return read_small(file, LIMITS.picture_bytes)
+    except Refused as refusal:
+        raise OSError(str(refusal)) from None
+
+
+def prepared(turn: bool, mode: str | None) -> Callable[[Image.Image], Image.Image]:
+    """Turns a picture upright, if it is to be, and converts it, if it is to have a mode."""
+
+    def prepare(image: Image.Image) -> Image.Image:
+        image = upright(image) if turn else image
+        return image.convert(mode) if mode else image
+
+    return prepare
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -192,6 +226,12 @@ class Subset:
 
     def load(self, index: int) -> tuple[Image.Image, int]:
         return self.source.load(int(self.positions[index]))
+
+    def encoded(self, index: int) -> tuple[Any, int]:
+        """See `srd.data.encoded.encoded`."""
+        position = int(self.positions[index])
+        own: Any = getattr(self.source, "encoded", self.source.load)
+        return own(position)
 
     def name(self, index: int) -> str:
         return self.source.name(int(self.positions[index]))

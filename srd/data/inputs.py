@@ -72,8 +72,9 @@ def open_inputs(
     train_source, val_source, notes = open_splits(data, training=training)
     if train_source is not None:
         train_batches = TrainBatches(len(train_source), batch_size, seed, *here, repeat)
-        transform, finish = leave_unfinished(train_transform(augment, data, image_size))
-        views = SeededViews(train_source, transform, seed, substitute=True)
+        fast = data.pixels == "fast"
+        transform, finish = leave_unfinished(train_transform(augment, data, image_size), fast=fast)
+        views = SeededViews(train_source, transform, seed, substitute=True, files=fast)
         stack = partial(collate, finish=finish)
         loader = make_loader(views, train_batches, data.workers, pin_memory, stack)
     val_views = SeededViews(val_source, eval_transform(data, image_size), seed, substitute=False)

@@ -37,14 +37,19 @@ def check_picture(image: Image.Image, data: bytes) -> None:
     decoder = image.tile[0].codec_name if image.tile else ""  # type: ignore[attr-defined]
     if decoder == "bmp_rle":  # unpacked by Python, a pixel at a time
         most = LIMITS.slow_pixels
-    if not 0 < width * height <= most:
-        raise TooLarge(f"{width}x{height} pixels: more than {most:,} are not read")
-    if max(image.size) > LIMITS.aspect * min(image.size):
-        raise TooLarge(f"{width}x{height} pixels: too long and narrow")
+    check_size(width, height, most)
     if scans > LIMITS.scans or scans * width * height > LIMITS.scanned:
         raise TooLarge(f"a JPEG file of {scans} scans")
     if decoder == "ppm_plain" and data.count(b"#") > LIMITS.scans:
         raise TooLarge(f"a PPM file of more than {LIMITS.scans} comments")
+
+
+def check_size(width: int, height: int, most: int = LIMITS.pixels) -> None:
+    """Raise TooLarge for a picture of more than `most` pixels, or that is too long."""
+    if not 0 < width * height <= most:
+        raise TooLarge(f"{width}x{height} pixels: more than {most:,} are not read")
+    if max(width, height) > LIMITS.aspect * min(width, height):
+        raise TooLarge(f"{width}x{height} pixels: too long and narrow")
 
 
 def gif_comments(data: bytes) -> int:

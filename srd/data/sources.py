@@ -16,7 +16,7 @@ from srd.data.cifar import open_cifar10, open_cifar100
 from srd.data.digits import open_digits
 from srd.data.folder_images import open_folder
 from srd.data.guard import Labelled, check_splits
-from srd.data.hf_datasets import open_dataset
+from srd.data.hf_datasets import is_saved, open_dataset
 from srd.data.image_source import LabelledSource, Opened, Subset, first_per_class
 from srd.data.unlabelled import ONE_CLASS, open_pictures, without_labels
 from srd.errors import UserError, nearest
@@ -52,11 +52,9 @@ def open_splits(data: Data, *, training: bool) -> Splits:
     Raises:
         UserError: an unknown source, no data, other classes, or a setting without effect.
     """
-    if data.dataset not in SOURCES:
-        raise UserError(
-            f"data.dataset {data.dataset!r} is unknown{nearest(data.dataset, SOURCES)}: one of "
-            f"{', '.join(SOURCES)}"
-        )
+    check_known(data.dataset)
+    if data.dataset == "imagefolder" and not data.unlabelled and is_saved(data.path):
+        data = replace(data, dataset="datasets")  # `srd data pack` wrote it
     read_by = {"image_column": ["datasets"], "label_column": ["datasets"]}
     read_by["exif_orientation"] = ["datasets", "imagefolder"]
     for name, sources in read_by.items():
@@ -90,6 +88,13 @@ def open_splits(data: Data, *, training: bool) -> Splits:
     if data.images_per_class is not None:
         train = Subset(train, first_per_class(train.targets, data.images_per_class))
     return Splits(train, val, [*notes])
+
+
+def check_known(name: str) -> None:
+    """Raise a UserError unless there is such a source."""
+    if name not in SOURCES:
+        known = ", ".join(SOURCES)
+        raise UserError(f"data.dataset {name!r} is unknown{nearest(name, SOURCES)}: one of {known}")
 
 
 def _labelled(name: str, source: LabelledSource) -> Labelled:

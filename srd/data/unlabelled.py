@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from srd.config.fields import Data
+from srd.data.encoded import Encoded, encoded, of_file
 from srd.data.folder_images import SUFFIXES, files_below, is_picture
-from srd.data.image_source import LabelledSource, Opened, as_it_is, read_image, upright
+from srd.data.image_source import LabelledSource, Opened
 from srd.errors import UserError
 
 ONE_CLASS = ["unlabelled"]  # that all pictures are of, for what splits and checks sources
@@ -70,8 +71,11 @@ class PictureFolder:
         return len(self._paths)
 
     def load(self, index: int) -> tuple[Image.Image, int]:
-        path = self._paths[index]
-        return read_image(path, upright if self.turn else as_it_is, self.mode), 0
+        return self.encoded(index)[0].image, 0
+
+    def encoded(self, index: int) -> tuple[Encoded, int]:
+        """The file at `index`; raises as `load`."""
+        return of_file(self._paths[index], self.turn, self.mode), 0
 
     def name(self, index: int) -> str:
         return self._paths[index]
@@ -91,6 +95,10 @@ class WithoutLabels:
 
     def load(self, index: int) -> tuple[Image.Image, int]:
         return self.source.load(index)[0], 0
+
+    def encoded(self, index: int) -> tuple[Encoded | Image.Image, int]:
+        """See `srd.data.encoded.encoded`."""
+        return encoded(self.source, index)[0], 0
 
     def name(self, index: int) -> str:
         return self.source.name(index)

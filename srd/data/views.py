@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,15 +17,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from srd.data.encoded import Encoded, encoded
 from srd.data.finish import Box, Unfinished
-from srd.data.image_source import ImageSource
+from srd.data.image_source import BROKEN_IMAGE, DamagedPicture, ImageSource, one_line
 from srd.data.picture_costs import TooLarge
 from srd.printable import printable
 
 # The first word of a key: which stream of draws it names.
 VIEW, SHUFFLE, MIX, STEP, INIT = range(5)
-
-BROKEN_IMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, MemoryError)
 
 
 def derive(*key: int) -> np.ndarray:
@@ -67,6 +66,7 @@ class SeededViews(Dataset[View]):
         source: where images come from.
         transform: PIL image to a (3, H, W) tensor, or to one that is `Unfinished`; may draw from any
             of the global generators.
+        files: it takes an `Encoded` instead, where the source has files.
         seed: of the run.
         substitute: in training, put the next readable image in the place of a broken one, so
             that a batch keeps its size; in evaluation, leave the broken image out.
@@ -75,9 +75,11 @@ class SeededViews(Dataset[View]):
     def __init__(
         self,
         source: ImageSource,
-        transform: Callable[[Image.Image], Tensor | Unfinished],
+        transform: Callable[[Any], Tensor | Unfinished],
         seed: int,
         substitute: bool,
+        *,
+        files: bool = False,
     ) -> None:
         self.source, self.transform, self.seed, self.substitute = (
             source,
@@ -85,6 +87,7 @@ class SeededViews(Dataset[View]):
             seed,
             substitute,
         )
+        self.files = files
 
     def __len__(self) -> int:
         return len(self.source)
@@ -95,21 +98,19 @@ class SeededViews(Dataset[View]):
         for attempt in range(min(len(self.source), 10) if self.substitute else 1):
             position = (index + attempt) % len(self.source)
             try:
-                image, target = self.source.load(position)
+                image, target = self._load(position)
             except BROKEN_IMAGE as error:
-                broken.append(f"{printable(self.source.name(position))} ({_one_line(error)})")
+                broken.append(f"{printable(self.source.name(position))} ({one_line(error)})")
                 continue
             try:
                 with seeded(VIEW, self.seed, epoch, index):
                     seen = self.transform(image)
-            except (TooLarge, MemoryError) as error:  # others are mistakes in the transform
-                broken.append(f"{printable(self.source.name(position))} ({_one_line(error)})")
+            except (TooLarge, MemoryError, DamagedPicture) as error:  # others: transform's mistakes
+                broken.append(f"{printable(self.source.name(position))} ({one_line(error)})")
                 continue
             pixels, erased = seen if isinstance(seen, Unfinished) else (seen, ())
             return View(pixels, target, tuple(broken), key=key, erased=erased)
         return View(None, -1, tuple(broken), needed=self.substitute, key=key)
 
-
-def _one_line(error: Exception) -> str:
-    reason = getattr(error, "strerror", None) or str(error)
-    return " ".join(reason.split()) or type(error).__name__
+    def _load(self, position: int) -> tuple[Image.Image | Encoded, int]:
+        return encoded(self.source, position) if self.files else self.source.load(position)

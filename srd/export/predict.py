@@ -15,9 +15,9 @@ from torch import Tensor
 
 from srd.data.batches import EvalBatches
 from srd.data.folder_images import SUFFIXES, by_suffix, files_below, is_picture
-from srd.data.image_source import as_it_is, open_image, read_image, upright
+from srd.data.image_source import BROKEN_IMAGE, as_it_is, open_image, read_image, upright
 from srd.data.loader import make_loader
-from srd.data.views import BROKEN_IMAGE, SeededViews
+from srd.data.views import SeededViews
 from srd.errors import UserError
 from srd.export.classifier import Classifier, probabilities
 from srd.files.limits import LIMITS

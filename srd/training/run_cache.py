@@ -18,6 +18,7 @@ from srd.cache.manifest import (
     Recorded,
     Shapes,
     check_same,
+    path_of,
     read_manifest,
     versions,
     write_manifest,
@@ -187,6 +188,7 @@ def manifest_of(config: Config, inputs: Inputs, precision: Precision) -> Manifes
         "mean": settings["data"]["mean"],
         "std": settings["data"]["std"],
         "augment": augment,
+        **path_of(config.data.pixels),
         "teacher_mean": settings["teacher"]["mean"],
         "teacher_std": settings["teacher"]["std"],
         "precision": str(precision),
@@ -212,7 +214,7 @@ def manifest_of(config: Config, inputs: Inputs, precision: Precision) -> Manifes
             steps=len(inputs.train_batches),
         ),
         recipe=recipe,
-        versions=versions(),
+        versions=versions(config.data.pixels),
     )
 
 

@@ -90,6 +90,7 @@ def test_a_cache_serves_other_losses_students_and_micro_batches(cache: Path, tra
         ("--set=data.mean=[0.5,0.5,0.5]", "mean: [0.485"),
         ("--teacher=test_resnet", "teacher.name: test_byobnet -> test_resnet"),
         ("--amp=bf16", "precision: float32 -> bfloat16"),
+        ("--set=data.pixels=fast", "pixels: released -> fast"),
         ("--set=cache.dtype=int8", "dtype: float32 -> int8"),
         ("--set=cache.top_logits=3", "top_logits: None -> 3"),
     ],
