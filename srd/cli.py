@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from difflib import get_close_matches
 from typing import NoReturn
 
 from srd.errors import UserError, nearest
@@ -31,7 +32,10 @@ def parse_strictly(
         flag = unknown[0].split("=")[0]
         flags = [option for action in _actions(parser) for option in action.option_strings]
         bare = flag.lstrip("-").replace("-", "_")
-        named = [key for key in fields() if key.rpartition(".")[2] == bare]
+        typo = get_close_matches(
+            flag, flags, cutoff=0.8
+        )  # then the fields, which import torch, can wait
+        named = [] if typo else [key for key in fields() if key.rpartition(".")[2] == bare]
         hint = f" (did you mean '--set {named[0]}=...'?)" if named else nearest(flag, flags)
         raise UserError(f"unknown argument {flag}{hint}")
     return known

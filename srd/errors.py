@@ -68,7 +68,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     known, last = list(known), name.rpartition(".")[2]
     match = [k for k in known if len(name) > 3 and k.startswith(name) and "." not in k[len(name) :]]
-    match = match or [k for k in known if "." in k and k.rpartition(".")[2] == last]
+    match = match or [
+        k for k in known if "." in k and "/" not in k and k.rpartition(".")[2] == last
+    ]
     match = match or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" (did you mean {match[0]!r}?)" if match else ""
 

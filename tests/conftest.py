@@ -33,6 +33,7 @@ SHARING = ("distributed", "export")  # rooms with fixtures of half a minute
 torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The order, and what stays on one process (--dist loadgroup): a file, or rooms that share a run."""
     for item in items:

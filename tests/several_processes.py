@@ -88,7 +88,8 @@ def die_at(folder: Path, step: int) -> None:
 
 def evaluate(folder: Path) -> None:
     """500 images, whatever the number of processes divides."""
-    config = deit.configure(deit.make_parser().parse_args([f"--config={folder / 'deit.yaml'}"]))
+    given = [f"--config={folder / 'deit.yaml'}", "--set=data.select_fraction=null"]
+    config = deit.configure(deit.make_parser().parse_args(given))
     found = evaluation.evaluate_checkpoint(config, str(folder / "random.pth"))
     if RANK == 0:
         (folder / f"accuracy_{PROCESSES}.json").write_text(json.dumps(found.row()))

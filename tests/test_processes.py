@@ -29,7 +29,7 @@ RESNETS = ["resnet-fp64", "resnet-off"] if find_spec("torchdistill") else []
 
 DEIT = {
     "model": {"name": "tiny", "image_size": 16},
-    "data": {"dataset": "digits", "images_per_class": 8, "workers": 0},
+    "data": {"dataset": "digits", "images_per_class": 8, "select_fraction": 0.01, "workers": 0},
     "teacher": {"name": "test_byobnet"},
     "augment": {"rand_augment": "", "mixup": 0.8, "cutmix": 1.0},
     "optim": {"lr": 0.01, "warmup_epochs": 2},

@@ -143,6 +143,8 @@ def _checked(manifest: Manifest) -> Manifest:
     images = shapes.batch_size * shapes.steps
     if images > LIMITS.cached_images or shapes.steps > LIMITS.cached_steps:
         raise UserError(f"an epoch of {images:,} images in {shapes.steps:,} steps")
+    if len(shapes.fields) > LIMITS.cached_fields:
+        raise UserError(f"more than {LIMITS.cached_fields:,} fields")
     for name, shape in shapes.fields.items():
         dimensions = 1 if name == LOGITS else 3
         if not 1 <= len(shape) <= dimensions or math.prod(shape) > LIMITS.cached_values:

@@ -52,6 +52,7 @@ class Limits:
     # What a teacher cache says of itself. An epoch of ImageNet-21k has 14 million images.
     cached_images: int = 100_000_000  # of an epoch
     cached_steps: int = 2_000_000
+    cached_fields: int = 1_000
     cached_values: int = 2**26  # of an image's field
 
     # Downloads.

@@ -111,15 +111,6 @@ def test_prune(cache: Path, srd: Srd) -> None:
     assert code == 0 and "1,076 bytes a view, 64.6 kB an epoch, 64.6 kB for 1 epoch(s)" in told
 
 
-def test_prune_follows_no_link(cache: Path, srd: Srd, tmp_path: Path) -> None:
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "steps_000000_000006_rows_0of1.safetensors").touch()
-    (cache / "epoch_0007").symlink_to(tmp_path / "home")
-    code, told = srd("prune", cache, "--epochs=0")
-    assert code == 0 and "epoch_0007 is a link" in told and not (cache / "epoch_0000").exists()
-    assert len(list((tmp_path / "home").iterdir())) == 1
-
-
 def test_list_finds_every_cache_in_a_folder(cache: Path, srd: Srd) -> None:
     shutil.copytree(cache, cache.parent / "other")
     code, told = srd("list", cache.parent)
@@ -196,10 +187,11 @@ for _ in range(150):
 @pytest.mark.parametrize(
     ("changed", "told"),
     [({"steps": IMMENSE}, "an epoch of"), ({"batch_size": IMMENSE}, "an epoch of"),
-     ({"steps": IMMENSE, "batch_size": 1}, "steps"), ({"fields": {"logits": []}}, "each class"),
-     ({"fields": {"f": [1] * 100}}, "64 sizes"), ({"exact": "float16"}, "'float32' or 'float64'"),
+     ({"steps": IMMENSE, "batch_size": 1}, "steps"), ({"fields": {"logits": []}}, "no row of an image"),
+     ({"fields": {"f": [1] * 100}}, "no row of an image"),
+     ({"exact": "float16"}, "'float32' or 'float64'"),
      ({"fields": {str(n): [1] for n in range(2_000)}}, "1,000 fields"), (DEEP, "nested too deeply")],
-    ids=str,
+    ids=lambda value: str(value)[:40],
 )  # fmt: skip
 def test_a_manifest_of_sizes_that_no_epoch_has(
     cache: Path, srd: Srd, tmp_path: Path, changed: dict[str, Any], told: str

@@ -141,7 +141,10 @@ def test_holes_are_filled_beside_the_training(cache: Path, train: Train, online:
     assert shard_files(cache) == before
 
 
-@pytest.mark.parametrize("what", ["a bit", "cut short", "another's name"])
+@pytest.mark.parametrize(
+    "what",
+    ["a bit", *(pytest.param(w, marks=pytest.mark.slow) for w in ("cut short", "another's name"))],
+)
 def test_damage_is_named_and_recorded_again(
     cache: Path, train: Train, online: Any, without_teacher: Path, what: str
 ) -> None:
@@ -289,6 +292,7 @@ def test_a_cache_that_cannot_be_written(
     assert outcome.code == 2 and "lacks steps of this run, and cannot be written" in outcome.err
 
 
+@pytest.mark.slow
 def test_what_another_records_is_left_to_it(cache: Path, train: Train, online: Any) -> None:
     """A lock belongs to a process: the other recorder is one."""
     folder = cache / "epoch_0000"

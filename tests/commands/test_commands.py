@@ -78,7 +78,7 @@ def test_a_command_of_another_package(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_torch_is_not_imported_before_a_mistake_is_told(run_python: RunPython) -> None:
-    mistakes = [["train", "--x"], ["predict"], ["export", "a", "--format=x"], ["report"]]
+    mistakes = [["train", "--modle"], ["predict"], ["export", "a", "--format=x"], ["report"]]
     lines = [
         "import sys, srd",
         "from srd.commands import run",

@@ -56,12 +56,12 @@ def test_several_folders_and_another_place(runs: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("result.json", "{", "is no run's result: it has no acc1"),
-        ("result.json", '{"model": "x"}', "it has no acc1"),
+        ("result.json", "{", "is no run's result: it has neither acc1"),
+        ("result.json", '{"model": "x"}', "it has neither acc1"),
         ("metrics.jsonl", '{\n{"kind": "eval", "epoch": 0, "acc1": 1}', "line 1 is no row"),
         ("metrics.jsonl", '{"kind": "eval", "epoch": 0}\n', "an evaluation without acc1"),
         ("predictions.json", "{}", r"predictions\.json is damaged"),
-        ("result.json", '{"distance": 1, "best_distance": 1}', "no accuracy to compare"),
+        ("result.json", '{"distance": 1, "best_distance": 1}', "without acc1, or distance"),
         *(
             ("metrics.jsonl", f'{{"kind": "eval", "epoch": 0, "acc1": {acc1}}}\n{{', "without acc1")
             for acc1 in ("1e308", "-1", "1" * 400, "NaN", "true")

@@ -67,6 +67,7 @@ OURS = {
     "resnet18",
     "digits/deit",
     "digits/teacher",
+    "digits/vit",
     "digits/study",
 }
 OURS |= {f"cifar100/{path.stem}" for path in (ROOT / "configs" / "cifar100").glob("*.yaml")}

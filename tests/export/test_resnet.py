@@ -103,7 +103,7 @@ def test_the_card_has_the_result_of_the_test(
     result = json.loads((resnet_run / "result.json").read_text())
     assert exporting(resnet_run, "--output", tmp_path / "x", "--format", "timm").code == 0
     card = (tmp_path / "x" / "README.md").read_text()
-    assert f"top-1 {result['acc1']:.2f} %, top-5 {result['acc5']:.2f} % on 500" in card
+    assert f"top-1 {result['acc1']:.2f} %, top-5 {result['acc5']:.2f} % on 20" in card
     assert "digits/train, 30 images" in card and "num_epochs: 2" in card
 
 

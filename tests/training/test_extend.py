@@ -107,11 +107,14 @@ def test_without_the_flag_it_is_refused_and_the_flag_is_named(
     assert (finished.path / "result.json").exists()
 
 
-@pytest.mark.parametrize("step", [12, pytest.param(15, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [6, pytest.param(9, marks=pytest.mark.slow)])
 def test_an_extended_run_that_stops_goes_on_to_the_same_bits(
     tmp_path: Path, recipe: Path, deit: Any, open_run: Any, strike: Any, two_epochs: Path, step: int
 ) -> None:
-    """With the flag, and without: the run is one of its new settings by then."""
+    """With the flag, and without: the run is one of its new settings by then.
+
+    Of the new batch, an epoch has three steps: the first of the new ones are 6 and 9.
+    """
     changed = ("--epochs=4", "--lr=0.02", "--batch-size=20")
     for name in ("whole", "parts", "more"):
         shutil.copytree(two_epochs, tmp_path / name / "run")
