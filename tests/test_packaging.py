@@ -113,6 +113,7 @@ print(json.dumps([module.__file__ for module in (srd, deit, resnet)]))
 """
 
 
+@pytest.mark.slow
 def test_a_digits_student_is_trained_predicts_and_is_exported(
     command: Command, installed: Path, tmp_path: Path, random_teacher: Path
 ) -> None:

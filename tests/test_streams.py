@@ -99,6 +99,7 @@ def test_what_the_system_refuses_is_one_line(capsys: pytest.CaptureFixture[str])
     assert second == "failed: there is not enough memory"
 
 
+@pytest.mark.slow
 def test_too_few_open_files_are_one_line(tmp_path: Path) -> None:
     done = subprocess.run(
         ["bash", "-c", 'ulimit -n 16; exec "$0" "$@"', sys.executable, *COMMAND,

@@ -47,7 +47,11 @@ def test_the_machine_is_told_and_measured(tmp_path: Path) -> None:
     assert content["lines"][0]["ratio"] is None and content["machine"]["cores"] == about["cores"]
 
 
-@pytest.mark.parametrize("module", [images, evaluation, saving, cache], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "module",
+    [images, evaluation, saving, pytest.param(cache, marks=pytest.mark.slow)],
+    ids=lambda m: m.__name__,
+)
 def test_each_runs(module: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     lines = list(module.measure(TINY, CPU))
@@ -55,6 +59,7 @@ def test_each_runs(module: object, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_both_steps_learn_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = list(step.measure(TINY, CPU))
     assert [("alone" in line.name, line.floor > 0) for line in lines] == [

@@ -59,6 +59,7 @@ def test_what_the_digits_do_not_read_is_refused(setting: dict[str, object]) -> N
         open_splits(Data(dataset="digits", **setting), training=True)
 
 
+@pytest.mark.slow
 def test_nothing_but_the_digits_imports_scikit_learn(run_python: Callable[..., str]) -> None:
     said = run_python("-c", "import sys, srd.data.inputs; print('sklearn' in sys.modules)")
     assert said.strip() == "False"

@@ -131,6 +131,7 @@ def test_a_folder_with_the_onnx_file_alone_predicts(
     assert whole == part != ""
 
 
+@pytest.mark.slow
 def test_a_graph_that_computes_something_else_changes_nothing(
     deit_run: Path, exporting: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

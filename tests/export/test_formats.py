@@ -55,6 +55,7 @@ def test_what_a_format_needs_is_told_before_anything_is_written(
     assert left == {"README.md", "config.json", "model.safetensors"}
 
 
+@pytest.mark.slow
 def test_one_graph_is_traced_for_all(
     monkeypatch: pytest.MonkeyPatch, classifier: Classifier, tmp_path: Path
 ) -> None:

@@ -141,6 +141,7 @@ def test_a_released_file_knows_imagenets_classes(
     assert predicting(folder, pictures[0], "--top=1", "--device=cpu").out == done.out
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough_is_no_failure(
     deit_folder: Path, pictures: list[Path]
 ) -> None:

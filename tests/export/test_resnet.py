@@ -60,6 +60,7 @@ def plain_weights(resnet_run: Path) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(resnet_run / "student.safetensors")
 
 
+@pytest.mark.slow
 def test_torchvisions_and_timms_plain_resnet18_load_it_strictly(
     resnet_run: Path, exporting: Command, predicting: Command, pictures: list[Path], tmp_path: Path
 ) -> None:

@@ -87,6 +87,7 @@ def commit(server: Server) -> None:
     server.headers = {"X-Repo-Commit": hashlib.sha1(b"commit").hexdigest()}
 
 
+@pytest.mark.slow
 def test_names_on_the_hub(tmp_path: Path) -> None:
     tensors = safetensors.torch.save(WEIGHTS)
     files = {

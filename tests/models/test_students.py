@@ -74,6 +74,7 @@ def test_nothing_registered_says_how_to_install(monkeypatch: pytest.MonkeyPatch)
     assert create_student("test_vit", num_classes=3, image_size=32) is not None
 
 
+@pytest.mark.slow
 def test_the_papers_students_are_there_without_an_import(
     tmp_path: Path, run_python: Callable[..., str]
 ) -> None:

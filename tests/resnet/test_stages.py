@@ -185,7 +185,7 @@ def test_stages_follow_one_another_in_one_run(command: Command, hints: str, tmp_
 @pytest.mark.parametrize(
     ("method", "epoch", "step"),
     [
-        ("factors", 1, 2),
+        pytest.param("factors", 1, 2, marks=pytest.mark.slow),
         ("hints", 1, 3),
         pytest.param("hints", 3, 1, marks=pytest.mark.slow),
         pytest.param("factors", 1, 3, marks=pytest.mark.slow),
@@ -282,6 +282,7 @@ def single(training: str, losses: str) -> str:
     return DATA + PAIR + "\ntrain:" + LOADERS + training + CRITERION + CE + losses + TEST
 
 
+@pytest.mark.slow
 def test_contrastive_distillation_goes_on_to_the_bit(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

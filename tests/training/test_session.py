@@ -284,7 +284,9 @@ def as_earlier(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("narrow")
-@pytest.mark.parametrize("method", ["srd", pytest.param("kd", marks=pytest.mark.slow), "none"])
+@pytest.mark.parametrize(
+    "method", ["srd", *(pytest.param(m, marks=pytest.mark.slow) for m in ("kd", "none"))]
+)
 def test_a_run_that_an_earlier_version_began_goes_on_to_the_same_bits(
     tmp_path: Path,
     method: str,
