@@ -95,7 +95,7 @@ def read_image(
 
     Raises:
         OSError, ValueError, SyntaxError, MemoryError: it is no file, no picture of FORMATS, damaged,
-            or too large (`srd.data.views.BROKEN_IMAGE`).
+            or too large (`BROKEN_IMAGE`).
     """
     if isinstance(file, (str, Path)):
         name, file = str(file), io.BytesIO(read_bytes(file))
