@@ -317,8 +317,7 @@ class Loop:
         """Log what was measured; whether it is the best so far."""
         position = self.position
         place = {"epoch": position.epoch, "step": position.updates}
-        spectrum = self.probe.spectrum()
-        projector = {**position.observed, **spectrum} if spectrum else {}
+        projector = {**position.observed, **self.probe.spectrum()}
         self.log.row("eval", {**place, **accuracy.row(), **projector})
         improved = accuracy.score > position.best_acc1
         if improved:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from srd.method.ablation import AblationLoss
 from srd.method.feature_losses import ICKD
 from srd.method.losses import KD
 from srd.method.simple_recipe import SimpleRecipeLoss
@@ -76,3 +77,14 @@ def test_channels_of_maps_are_what_is_projected() -> None:
     loss(torch.randn(4, 6, 3, 2), torch.randn(4, 9, 3, 2))
     assert probe.inputs is not None and probe.inputs.shape == (4 * 6, 6)
     assert set(probe.last_batch()) == {"correlation"}
+
+
+def test_a_projector_of_several_layers_has_a_correlation_and_no_spectrum() -> None:
+    loss = AblationLoss(6, 9, projector="mlp", hidden_layers=2)
+    probe = ProjectorProbe(loss)
+    z_s, z_t = torch.randn(40, 6), torch.randn(40, 9)
+    loss(z_s, z_t)
+    with torch.no_grad():
+        table = torch.corrcoef(torch.cat([z_s, loss.embed(z_s)], dim=1).double().T)
+    assert probe.last_batch()["correlation"] == pytest.approx(float(table[:6, 6:].abs().mean()))
+    assert probe.spectrum() == {}
