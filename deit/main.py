@@ -35,7 +35,11 @@ def make_parser(prog: str = "deit/main.py") -> Parser:
     parser.add_argument("--checkpoint", metavar="FILE", help="weights to evaluate")
     add_settings(parser)
     parser.add_argument(
-        "--sweep", nargs="+", metavar="KEY=VALUE,VALUE", help="a run for each combination of values"
+        "--sweep",
+        nargs="+",
+        action="extend",
+        metavar="KEY=VALUE,VALUE",
+        help="a run for each combination of values",
     )
     parser.add_argument(
         "--sweep-print", action="store_true", help="print the sweep as a SLURM array job instead"

@@ -18,7 +18,7 @@ from resnet.trust import built, forbid_pickled_code
 from resnet.wrapper_files import take_over
 from srd.config.checks import check_average
 from srd.config.documents import read_text
-from srd.config.fields import OpenFraction, Saving
+from srd.config.fields import Config, OpenFraction, Saving
 from srd.config.layers import Amp, Layer, build
 from srd.errors import UserError, nearest
 from srd.strict import STRICT, PathText
@@ -126,7 +126,8 @@ def _sections(loader: Reader, root: yaml.MappingNode) -> dict[str, yaml.Node]:
     sections = {key.value: value for key, value in root.value}
     for key, _ in root.value:
         if key.value not in SECTIONS:
-            hint = nearest(key.value, SECTIONS)
+            others = key.value in Config.__dataclass_fields__
+            hint = " (deit/main.py reads such files)" if others else nearest(key.value, SECTIONS)
             raise UserError(f"{loader.at(key)}: unknown section {key.value[:100]!r}{hint}")
     for name in ("datasets", "models", "train", "test"):
         if name not in sections:

@@ -17,12 +17,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import timm
 from PIL import Image
 
+from srd.cli import Parser, parse_strictly
+from srd.errors import UserError, exit_code
 from srd.files.checkpoint import load_weights, save_weights
 
 PHOTOGRAPHS = {  # in the packages' own wheels: nothing is fetched
@@ -95,10 +98,12 @@ def write_weights(path: Path) -> None:
     save_weights(path, {name: value for (name, _), value in pairs}, {})
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """All flags."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Parser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--train", type=int, default=40, help="pictures of each class")
@@ -110,15 +115,29 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
-    flags = make_parser().parse_args()
+def run(arguments: Sequence[str]) -> None:
+    """Write the folder, and the weights where they are asked for.
+
+    Raises:
+        UserError: wrong flags, a package that is not installed, or a file in the folder's place.
+    """
+    flags = parse_strictly(make_parser(), arguments)
+    for name, most in {"train": 10_000, "val": 10_000, "side": 1024}.items():
+        if not 1 <= getattr(flags, name) <= most:
+            raise UserError(f"--{name} {getattr(flags, name)}: from 1 to {most:,}")
+    if os.path.isfile(flags.folder):
+        raise UserError(f"{flags.folder} is a file: name a folder")
     try:
         if flags.weights is not None:
             write_weights(flags.weights)
         classes = write(flags.folder, flags.train, flags.val, flags.side)
     except ImportError as error:
-        sys.exit(f"{error}: pip install scikit-image scikit-learn {PACKAGE}")
+        raise UserError(f"{error}: pip install scikit-image scikit-learn {PACKAGE}") from None
     print(f"{classes} classes of {flags.train} and {flags.val} pictures in {flags.folder}")
+
+
+def main() -> None:
+    sys.exit(exit_code(lambda: run(sys.argv[1:])))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ def parse_strictly(
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
         flag = unknown[0].split("=")[0]
+        if not flag.startswith("-"):
+            raise UserError(f"unknown argument {flag}: no value is expected there")
         flags = [option for action in _actions(parser) for option in action.option_strings]
         bare = flag.lstrip("-").replace("-", "_")
         typo = get_close_matches(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ from srd.run.lock import Turn
 
 def open_there(folder: Path) -> OpenCache:
     """The cache in a folder; a UserError where there is none."""
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder) if os.path.exists(folder / NAME) else None
     if manifest is None:
         raise UserError(f"there is no teacher cache in {folder}")
     return OpenCache.at(folder, manifest)

@@ -84,9 +84,11 @@ def verify(folder: Path, flags: Any) -> None:
         raise UserError(f"--sample {flags.sample}: expected a number of steps from 1")
     if any("path" in layer.values.get("cache", {}) for layer in by_hand):
         raise UserError("--teacher-cache: DIR says which cache; leave it out")
+    place = Layer("DIR", {"cache": {"path": str(folder)}})
+    # mistakes in the command are told before all is read
+    config = configure(flags, [place]) if by_hand or flags.config else None
     print(printable(inspection.verify(folder)))
-    if by_hand or flags.config:
-        config = configure(flags, [Layer("DIR", {"cache": {"path": str(folder)}})])
+    if config is not None:
         from srd.training.verify_cache import compare
 
         print(compare(config, flags.sample))

@@ -22,7 +22,8 @@ def make_parser() -> Parser:
     add = parser.add_argument
     add("model", metavar="CHECKPOINT_OR_RUN", help="a run's folder, or a file of weights")
     add("--output", metavar="DIR", help="the folder to write (default: exports/<name>)")
-    add("--format", nargs="+", metavar="FORMAT", help=f"of {' '.join(FORMATS)} (default: all)")
+    formats = f"of {' '.join(FORMATS)} (default: all)"
+    add("--format", nargs="+", action="extend", metavar="FORMAT", help=formats)
     add("--name", help="title of the model card (default: the run's name)")
     add("--licence", "--license", default="unknown", help="of the weights, for the model card")
     add("--overwrite", action="store_true", help="take the place of an earlier export")

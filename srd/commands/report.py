@@ -7,10 +7,12 @@ nothing beside it: curves, accuracy of each class, what is taken for what, stude
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from srd.cli import Parser, parse_strictly
+from srd.errors import UserError
 from srd.installed import need_extra
 from srd.printable import printable_lines
 
@@ -38,7 +40,10 @@ def run(arguments: Sequence[str]) -> None:
     folders = [Path(folder).expanduser() for folder in flags.folders]
     need_extra("report", "matplotlib", what="pictures of runs")
     alone = folders[0] if len(folders) == 1 else Path()
-    report(folders, Path(flags.output).expanduser() if flags.output else alone)
+    output = Path(flags.output).expanduser() if flags.output else alone
+    if os.path.isfile(output):
+        raise UserError(f"--output {output} is a file: name a folder for report.md and the others")
+    report(folders, output)
 
 
 def report(folders: Sequence[Path], output: Path) -> None:

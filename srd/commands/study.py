@@ -76,7 +76,7 @@ def run(arguments: Sequence[str]) -> None:
     need_extra("report", "matplotlib", what="pictures of studies")
     shared = [Layer(flags.config, read_yaml(recipe_file(flags.config)))]
     layers = given(flags)
-    if flags.quick and flags.__dict__["train.epochs"] is None:
+    if flags.quick and not any("train.epochs" in flatten(layer.values) for layer in layers):
         layers += quick(shared, layers)
     few = QUICK_SEEDS if flags.quick else SEEDS
     seeds = few if flags.seeds is None else read_seeds(flags.seeds)

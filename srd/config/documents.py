@@ -169,4 +169,6 @@ def explained(source: str) -> Iterator[None]:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         reason = " ".join(str(getattr(error, "problem", None) or error).split())
+        if "constructor for the tag '!" in reason:
+            reason += " (torchdistill's files are read by resnet/image_classification.py)"
         raise UserError(f"{source}{where} is not YAML: {reason}") from None

@@ -49,8 +49,8 @@ def small(
             "lr": rate,
             "lr_batch": batch_size,
             "warmup_epochs": warmup(epochs),
-            "warmup_lr": rate / 1000,
-            "min_lr": rate / 100,
+            "warmup_lr": float(f"{rate / 1000:.2g}"),
+            "min_lr": float(f"{rate / 100:.2g}"),
         },
         "train": {
             "batch_size": batch_size,

@@ -42,6 +42,15 @@ def check_splits(splits: Sequence[Labelled]) -> None:
         _check_same_classes(named[0], other)
 
 
+def check_classes(classes: Sequence[Any] | None) -> None:
+    """Raise a UserError for a single class to train on, which every answer is right for."""
+    if classes is not None and len(classes) == 1:
+        raise UserError(
+            f"the training images are all of one class, {classes[0]}, so there is nothing to tell apart: "
+            "make a folder for each class (without classes: srd train --unlabelled)"
+        )
+
+
 def check_head(what: str, known: int, classes: Sequence[Any] | None) -> None:
     """Raise a UserError unless a classifier of `known` classes is one for data of `classes`.
 

@@ -13,6 +13,7 @@ from srd.distributed import processes
 from srd.errors import UserError
 from srd.evaluation.accuracy import Accuracy, measure_on
 from srd.evaluation.published import published_line
+from srd.files.locate import locate
 from srd.files.released import in_ckpts
 from srd.files.weights import load_into
 from srd.models.frozen import Normalization
@@ -36,6 +37,7 @@ def evaluate_checkpoint(config: Config, checkpoint: str | None) -> Accuracy:
             "its result.json; of labelled ones, give --data-path and --set data.unlabelled=false"
         )
     path = checkpoint or released_checkpoint(full_name(config.model.name))
+    locate(path)  # told before data are looked for
     device = choose_device(config.device)
     with processes.joined(device):
         inputs = open_inputs(

@@ -45,7 +45,8 @@ class Tracking:
         if self._is_new:
             self._started.wait()
             if self.trouble is not None:
-                raise UserError(f"--track {self.name}: {self.trouble}; {TRACKERS[self.name].mend}")
+                trouble, mend = self.trouble.rstrip("."), TRACKERS[self.name].mend
+                raise UserError(f"--track {self.name}: {trouble}; {mend}")
 
     def row(self, kind: str, values: Mapping[str, Any]) -> None:
         """Numbers of a row of `metrics.jsonl`, to be sent."""

@@ -44,6 +44,8 @@ def train(
     """
     if not isinstance(config, str | Path | None):
         raise UserError(f"config={config!r}: expected the name of a YAML file")
+    if not isinstance(settings, Mapping | None):
+        raise UserError(f"settings={settings!r}: expected fields by name, {{'optim.lr': 0.001}}")
     fields = {name.replace("-", "_"): field for name, (field, _) in FLAGS.items()} | SHORT
     shared = [Layer(str(config), read_yaml(recipe_file(config)))] if config is not None else []
     given = []

@@ -13,11 +13,13 @@ from srd.config.fields import NOT_RECIPE, Config, Distill, Plan, default_name
 from srd.config.layers import Layer, to_mapping
 from srd.config.reading import read_config
 from srd.data.batches import check_shares
+from srd.data.guard import check_classes
 from srd.data.inputs import Inputs, open_inputs
 from srd.device import Precision, choose_device, set_determinism
 from srd.distributed import processes
 from srd.errors import UserError
 from srd.method.losses import LOSSES, NoSettings
+from srd.models.students import find
 from srd.models.teacher import LoadedTeacher
 from srd.run.extension import Pace
 from srd.run.folder import RunFolder
@@ -56,9 +58,11 @@ def train(config: Config, trained: Trained = "student", notes: Sequence[str] = (
         processes.check_same([trained, to_mapping(config)])
         check_shares(config.train.batch_size, processes.world_size())
         check_optimizer(config.optim)
+        find(config.teacher.name if trained == "teacher" else config.model.name, role=trained)
         precision = Precision.choose(config.amp, device)
         set_determinism(config.deterministic)
         inputs = open_training(config, pin_memory=device.type == "cuda")
+        check_classes(inputs.class_names)
         distill = Distill(loss=NoSettings()) if trained == "teacher" else config.distill
         teacher: AnyTeacher | None
         cache = None

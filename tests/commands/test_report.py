@@ -104,6 +104,9 @@ def test_no_runs_and_no_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     write_run(tmp_path / "new", [], finished=False)
     with pytest.raises(UserError, match="has been evaluated yet"):
         run([str(tmp_path)])
+    with pytest.raises(UserError, match=r"taken is a file: name a folder"):
+        (tmp_path / "taken").touch()
+        run([str(tmp_path), "--output", str(tmp_path / "taken")])
     monkeypatch.setattr("srd.installed.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"matplotlib: pip install '.*\[report\]'"):
         run([str(tmp_path)])

@@ -38,6 +38,7 @@ TOO_MUCH = {
 }
 WRONG = {
     "a: !!int abc": "line 1 is not YAML: this is no int",
+    "a: !import_call {}": "files are read by resnet/image_classification.py",
     "a: !!int ''": "no int",
     "a: !!bool maybe": "no bool",
     "a: !!float x": "no float",

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from srd.data.guard import Labelled, check_descriptors, check_head, check_splits, check_targets
+from srd.data.guard import (
+    Labelled,
+    check_classes,
+    check_descriptors,
+    check_head,
+    check_splits,
+    check_targets,
+)
 from srd.data.labels import class_names
 from srd.errors import UserError
 
@@ -42,6 +49,13 @@ def test_splits_that_agree_pass() -> None:
 def test_splits_that_do_not(splits: list[Labelled], said: str) -> None:
     with pytest.raises(UserError, match=said):
         check_splits(splits)
+
+
+def test_a_single_class_is_nothing_to_learn() -> None:
+    for classes in (AB, [], None):
+        check_classes(classes)
+    with pytest.raises(UserError, match=r"all of one class, a, .* --unlabelled"):
+        check_classes(["a"])
 
 
 def test_a_head_has_the_datas_classes() -> None:

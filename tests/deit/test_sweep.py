@@ -69,7 +69,8 @@ def test_a_sweep_is_for_training(recipe: Path, deit: Any) -> None:
 
 
 def test_the_printed_job(recipe: Path, deit: Any, tmp_path: Path) -> None:
-    command = ["--train_student", "--config", recipe, "--sweep", "distill.alpha=2,4", "seed=0,1"]
+    command = ["--train_student", "--config", recipe, "--sweep", "distill.alpha=2,4"]
+    command += ["--sweep", "seed=0,1"]  # as in one
     told = deit(*command, "--sweep-print", "--output", "my runs", "--name", "x")
     assert told.code == 0 and "#SBATCH --array=0-3" in told.out
     script = told.out.split("launcher=")[0] + 'printf "%s\\n" "$@"\n'

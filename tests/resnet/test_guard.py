@@ -53,6 +53,7 @@ SCHEDULE = "scheduler: {key: MultiStepLR, kwargs: {milestones: [1], gamma: 0.1}}
 EPOCHS, BATCH, HEAD = "num_epochs: 2", "batch_size: 10", "{num_classes: 10}"
 WRONG: list[tuple[str, str, str]] = [
     # sections
+    (MODEL, "\nmodel: {name: tiny}\n", r"unknown section 'model' \(deit/main.py reads such files"),
     (MODEL, "\nmodels: 5\n", "models in .* should hold `key: value` lines, not 5"),
     (MODEL, "\nmodels:\n", "models in .* should hold"),
     (MODEL, "\nmodels: {}\n", "needs a student_model"),

@@ -61,6 +61,24 @@ def test_no_data_path(refused: Refused, tmp_path: Path, mode: tuple[str, ...]) -
     assert "--data-path" in said and "--dataset digits" in said
 
 
+def test_a_missing_checkpoint_is_told_before_missing_data(refused: Refused) -> None:
+    assert "no checkpoint at nowhere.pth" in refused("--checkpoint=nowhere.pth")
+
+
+def test_an_unknown_student_is_told_before_a_teacher_is_fetched(
+    refused: Refused, folder: Any
+) -> None:
+    images = folder(TWO)
+    assert "tinny" in refused(
+        "--train_student", "--model=tinny", f"--data-path={images}", "--workers=0", "--batch-size=2"
+    )
+
+
+def test_a_single_class(refused: Refused, folder: Any) -> None:
+    images = folder({"train/cat": 2, "val/cat": 1})
+    assert "of one class, cat" in refused(*ALONE, f"--data-path={images}")
+
+
 def test_no_data_at_the_path(refused: Refused, tmp_path: Path) -> None:
     said = refused(*ALONE, f"--data-path={tmp_path / 'nothing'}")
     assert str(tmp_path / "nothing" / "train") in said and "--dataset digits" in said
@@ -238,7 +256,7 @@ def test_a_truncated_teacher(refused: Refused, distil: Any, random_teacher: Path
         ("--teacher=regnety_160.of_mine", ["regnety_160.of_mine"]),
         ("--epoch=3", ["--epoch", "did you mean '--epochs'"]),
         ("--train_studnet", ["--train_studnet", "--train"]),
-        ("student", ["student"]),
+        ("student", ["student: no value is expected there"]),
         ("--batch-size", ["--batch-size", "expected one argument"]),
         ("--batch-size=many", ["train.batch_size", "--batch-size", "integer", "'many'"]),
         ("--batch-size=0", ["train.batch_size", "greater than or equal to 1"]),
