@@ -159,8 +159,8 @@ class RunFolder:
     def was_started_by_this_launch(self) -> bool:
         """Whether the run in the folder is an earlier life of this command."""
         try:
-            before = self.launch.read_text(encoding="utf-8").splitlines()
-        except OSError:
+            before = read_small(self.launch, LIMITS.text).decode().splitlines()
+        except (OSError, ValueError, Refused):
             return False
         return not set(before).isdisjoint(launches(again=True))
 
