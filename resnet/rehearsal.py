@@ -65,8 +65,8 @@ def check_num_classes(recipe: Recipe) -> None:
     """Raise a UserError for a student of more classes than any data set has, before it is built."""
     section, datasets = student_section(recipe), recipe.config["datasets"]
     told = ((section or {}).get("kwargs") or {}).get("num_classes")
-    every = [labelled(name, items).classes for name, items in datasets.items()]
-    if type(told) is int and all(every) and told > max(len(each or ()) for each in every):
+    every = [list(labelled(name, items).classes or ()) for name, items in datasets.items()]
+    if type(told) is int and every and all(every) and told > max(map(len, every)):
         check_head(f"the student {section['key']} (num_classes)", told, max(every, key=len))
 
 
