@@ -285,3 +285,19 @@ NETWORK_ARGUMENTS = _table("""
       replace_stride_with_dilation image_size aux_logits transform_input init_weights bn_size
       growth_rate num_init_features bottleneck depth k memory_efficient
 """)["network"]
+# What is true or false, wherever it stands (or null, where its owner takes that); nothing else is. The
+# `scale` of one transform is a switch, of all others numbers.
+SWITCHES = frozenset(
+    _table("""
+    arguments: affine align_corners all_ops allow_empty amsgrad antialias aux_logits bias
+      bottleneck ceil_mode centered clip count_include_pad cycle_momentum decoupled_weight_decay
+      download drop_last elementwise_affine expand find_unused_parameters foreach
+      freezes_ss_module fused init_weights inplace is_from_teacher is_training log_target maximize
+      memory_efficient nesterov no_aug pad_if_needed persistent_workers pin_memory pretrained
+      progress replace_stride_with_dilation replacement requires_grad shuffle three_phase
+      track_running_stats train transform_input uses_decoder uses_label uses_relu
+      zero_init_residual
+""")["arguments"]
+)
+EITHER = ("scale",)
+MODES = ("anneal_strategy", "mode", "scale_mode", "threshold_mode")  # a schedule's words

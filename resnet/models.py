@@ -14,7 +14,9 @@ from torchvision import models as torchvision_models
 
 from resnet.recipe import Recipe
 from srd.errors import UserError, explained, nearest
+from srd.files.limits import LIMITS
 from srd.files.weights import load_into
+from srd.models.sizes import at_most
 
 
 class Models(NamedTuple):
@@ -72,7 +74,8 @@ def _load_model(section: dict[str, Any], role: str, *, may_lack: bool = False) -
     if not isinstance(key, str) or (key not in known and key not in MODEL_DICT):
         raise UserError(f"unknown {role} model {key!r}{nearest(str(key), [*known, *MODEL_DICT])}")
     section = {**section, "kwargs": section.get("kwargs") or {}}
-    with explained(f"the {role} {key} cannot be built with {section['kwargs']}"):
+    what = f"the {role} {key} cannot be built with {section['kwargs']}"
+    with explained(what), at_most(LIMITS.parameters):
         model = get_image_classification_model(section) or get_model(key, None, **section["kwargs"])
     if not isinstance(model, nn.Module):
         raise UserError(f"the {role} {key} is no network, but a {type(model).__name__}")

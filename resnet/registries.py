@@ -115,6 +115,8 @@ class Registries:
         for parts in ("module_wise_configs", "module_wise_kwargs"):
             check_value(optimizer.get(parts), parts, optimizer.where)
         self.registered(section, "scheduler", allowed.SCHEDULERS)
+        for part in ("optimizer", "scheduler"):
+            self.numbers(self.part(self.part(section, part), "kwargs"), part)
         self.criterion(section)
         for process in ("pre_epoch_process", "post_epoch_process"):
             self.choice(section, process, allowed.EPOCH_PROCESSES)
@@ -127,7 +129,8 @@ class Registries:
         losses = {**MIDDLE_LEVEL_LOSS_DICT, **LOW_LEVEL_LOSS_DICT}
         for name in terms:
             term = self.part(terms, name, ("criterion", "criterion_wrapper", "weight"))
-            check_value(term.get("weight"), "weight", term.where)
+            check_value(weight := term.get("weight"), "weight", term.where)
+            self.numbers(Section(term.where, {"weight": weight}), name)
             self.registered(term, "criterion", allowed.LOSSES, losses)
             wrappers = allowed.CRITERION_WRAPPERS
             self.registered(term, "criterion_wrapper", wrappers, LOSS_WRAPPER_DICT)
@@ -208,6 +211,15 @@ class Registries:
             if names is not None and argument in names:  # a section, or a file: looked at elsewhere
                 kwargs.pop(argument, None)
         check_arguments(kwargs, names, f"{name}.{key}", where)
+
+    def numbers(self, kwargs: Section, name: str) -> None:
+        """What moves weights and learning rates is a number: texts would be met on the way only."""
+        for argument, value in kwargs.items():
+            for inner in value if isinstance(value, list) else [value]:
+                if isinstance(inner, str) and argument not in allowed.MODES:
+                    raise UserError(
+                        f"{kwargs.where}: {name}.{argument} should be a number, not {inner[:100]!r}"
+                    )
 
     def choice(self, section: Section, name: str, known: tuple[str, ...]) -> None:
         value = section.get(name)

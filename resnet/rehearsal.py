@@ -19,7 +19,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from resnet import box as boxes
 from resnet.inputs import TrainInput, Unreadable, inner_dataset, load_item, split_items
-from resnet.models import Models
+from resnet.models import Models, student_section
+from resnet.recipe import Recipe
 from resnet.trainer import BoxTask, to_device
 from srd.data.guard import Labelled, check_head, check_splits, check_targets
 from srd.data.views import STEP, seeded
@@ -58,6 +59,15 @@ def check_datasets(student: nn.Module, name: str, precision: Precision, **datase
         with explained(f"the labels of {split.name}"):
             check_targets(torch.as_tensor([target]), known)
     return known
+
+
+def check_num_classes(recipe: Recipe) -> None:
+    """Raise a UserError for a student of more classes than any data set has, before it is built."""
+    section, datasets = student_section(recipe), recipe.config["datasets"]
+    told = ((section or {}).get("kwargs") or {}).get("num_classes")
+    every = [list(labelled(name, items).classes or ()) for name, items in datasets.items()]
+    if type(told) is int and every and all(every) and told > max(map(len, every)):
+        check_head(f"the student {section['key']} (num_classes)", told, max(every, key=len))
 
 
 def first_item(split: str, items: Any) -> tuple[Tensor, Any]:

@@ -9,16 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Strict, StrictBool
 from pydantic.dataclasses import dataclass
 
 from srd.config.checks import check_batch_size
 from srd.config.layers import Layer, build
 from srd.errors import UserError
-from srd.strict import MOST_COUNT, STRICT, Count, Index, PathText, Positive
+from srd.strict import MOST_COUNT, STRICT, PathText
+from srd.strict import Count as AnyCount
+from srd.strict import Index as AnyIndex
+from srd.strict import Positive as AnyPositive
 
 Open = dict[str, Any]
+# Numbers, and no texts of them: torchdistill reads the file as it is.
+Count = Annotated[AnyCount, Strict()]
+Index = Annotated[AnyIndex, Strict()]
+Positive = Annotated[AnyPositive, Strict()]
 
 
 @dataclass(config=STRICT)
@@ -44,7 +52,7 @@ class Loader:
     sampler: Open = field(default_factory=dict)
     collate_fn: Any = None
     dataset_wrapper: Open | None = None
-    requires_supp: bool = False
+    requires_supp: StrictBool = False
     random_sample: Any = None  # of earlier versions of torchdistill, and without effect
     cache_output: None = None
     batch_sampler: None = None  # batches are ours
@@ -58,8 +66,8 @@ class Network:
     kwargs: Open | None = None
     src_ckpt: PathText | None = None
     dst_ckpt: PathText | None = None
-    quantized: bool = False
-    sync_bn: bool = False
+    quantized: StrictBool = False
+    sync_bn: StrictBool = False
     repo_or_dir: None = None
     experiment: Any = None
 
@@ -81,8 +89,8 @@ class Registered:
     kwargs: Open = field(default_factory=dict)
     scheduling_step: Index | None = None
     max_grad_norm: Positive | None = None
-    grad_accum_step: Any = 1
-    filters_params: bool = True
+    grad_accum_step: Count = 1
+    filters_params: StrictBool = True
     module_wise_kwargs: Any = None
     module_wise_configs: Any = None
     func2extract_model_loss: Any = None

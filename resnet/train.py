@@ -22,6 +22,7 @@ from resnet.inputs import TrainInput, split_items
 from resnet.models import Models, load_models, student_section
 from resnet.options import Options
 from resnet.recipe import NOT_RECIPE, Recipe, read_recipe
+from resnet.rehearsal import check_num_classes
 from resnet.sections import check_sections
 from resnet.stages import StageInput, open_stage, spans, stage_of, try_stages
 from resnet.trainer import BoxSchedule, BoxTask, Items, to_device
@@ -68,6 +69,7 @@ def run(options: Options) -> None:
             )
         precision = Precision.choose(recipe.run.amp, device)
         set_determinism(recipe.run.deterministic)
+        check_num_classes(recipe)
         with seeded(INIT, options.seed):
             cached = cache_of(recipe, options) is not None
             models = load_models(recipe, device, testing=options.test_only, cached=cached)

@@ -15,6 +15,7 @@ from resnet.models import Models
 from srd.device import Precision
 from srd.distributed import reduce
 from srd.errors import UserError
+from srd.files.weights import load_plain
 from srd.training.parts import Losses
 
 Items = tuple[Tensor, Tensor, Any]  # images, targets, and what else a data set gives
@@ -51,7 +52,7 @@ class BoxTask:
 
     def load_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Take up what `checkpoint` returned."""
-        self.models.student.load_state_dict(state["model"])
+        load_plain(self.models.student, state["model"])
         boxes.load_extras(self.box, state["extras"])
 
 

@@ -188,6 +188,11 @@ def check_value(value: Any, name: str, where: str) -> None:
     elif isinstance(value, list):
         for inner in value:
             check_value(inner, name, where)
+    elif value is not None and name in allowed.SWITCHES:
+        if not isinstance(value, bool):
+            raise UserError(f"{where}: {name} should be true or false, not {str(value)[:100]!r}")
+    elif isinstance(value, bool) and name not in allowed.EITHER:
+        raise UserError(f"{where}: {name} cannot be {str(value).lower()}: it is no switch")
     elif isinstance(value, int | float) and name in MOST:
         _check_size(value, name, MOST[name], where)
     elif value is not None and OBJECTS.get(name) in ("transform", "data set"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -16,7 +17,9 @@ from srd.data.encoded import Encoded, of_file
 from srd.data.image_source import Opened
 from srd.data.labels import turned
 from srd.errors import UserError
+from srd.files.limits import LIMITS
 from srd.files.locate import answers
+from srd.files.opened import read_small
 from srd.installed import need_extra
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
@@ -57,6 +60,8 @@ def _load(path: str) -> Mapping[str, Any]:
         where = "no folder, the Hub cannot be reached, and it is "
     saved = is_saved(folder)
     try:
+        if saved:
+            _check_saved(folder)
         loaded: Any = (
             datasets.load_from_disk(here)
             if saved
@@ -75,6 +80,25 @@ def is_saved(path: str | Path | None) -> bool:
     folder = Path(path).expanduser() if path else None
     files = ("dataset_dict.json", "state.json")
     return folder is not None and any((folder / name).is_file() for name in files)
+
+
+def _check_saved(folder: Path) -> None:
+    """Raise unless a saved data set names files of its own, whose numbers fit: Arrow believes them."""
+    import pyarrow
+
+    whole = (folder / "state.json").is_file()
+    for split in [folder] if whole else [each for each in folder.iterdir() if each.is_dir()]:
+        state = json.loads(read_small(split / "state.json", LIMITS.description_bytes))
+        files = [*state["_data_files"], *(state.get("_indices_files") or [])]
+        names = [file["filename"] for file in files]
+        if len(set(names)) < len(names) or any("/" in name for name in names):
+            raise ValueError("its state.json names other files than its own")
+        for name in names:
+            if not (split / name).is_file():
+                raise ValueError(f"{name} is missing")
+            with pyarrow.memory_map(str(split / name)) as file:
+                for batch in pyarrow.ipc.open_stream(file):
+                    batch.validate(full=True)  # all but the pictures' bytes
 
 
 def _hub_answers() -> bool:
@@ -127,6 +151,8 @@ class HFImages:
         if len(rows) == 0 or self.targets.min() < 0:
             raise UserError(f"{self._of}: no images, or images without a label")
         self.classes = features[label].names if label in named else self._numbered(splits, label)
+        if not all(isinstance(name, str) for name in self.classes):
+            raise UserError(f"{self._of}: a class has a name that is no text")
         self._upright = turned(data.exif_orientation, self.classes)
 
     def _column(

@@ -171,6 +171,9 @@ def predict(
     Args:
         device: where `classifier.model` is.
         top: classes for each picture, at most as many as there are.
+
+    Raises:
+        UserError: the network has no classes, or gives no probabilities of them.
     """
     description = classifier.description
     if not description.num_classes:
@@ -186,6 +189,11 @@ def predict(
         guesses: list[tuple[Guess, ...]] = []
         if len(batch.images):
             likely = probabilities(classifier.model, batch.images.to(device))
+            if likely.shape[1] != len(description.labels) or not likely.isfinite().all():
+                raise UserError(
+                    f"{classifier.name} gives {likely.shape[1]} values for {len(description.labels)} "
+                    "classes, or some that are no numbers: it is damaged"
+                )
             guesses = rank(likely, description.labels, top)
         ranked = dict(zip(batch.targets.tolist(), guesses, strict=True))
         broken = iter(batch.broken)

@@ -111,7 +111,7 @@ def _fetch(url: str, part: Path, *, tries: int, wait: float, until: float, most:
         except (ValueError, http.client.InvalidURL) as error:  # of where it is led to
             raise RunFailed(f"{url} leads to no address ({error})") from None
         except (http.client.HTTPException, ConnectionError, TimeoutError) as error:
-            reason = str(error) or type(error).__name__
+            reason = " ".join(str(error).split())[:160] or type(error).__name__
         if time.monotonic() > until:
             break
         if left:
@@ -142,7 +142,9 @@ def _continue(url: str, part: Path, until: float, most: int) -> bool:
     with answer:
         if answer.headers.get_content_type() == "text/html":
             raise RunFailed(f"{url} gave a web page instead of a file: fetch it by hand")
-        goes_on = answer.status == 206 and _starts_at(answer, have)
+        goes_on = answer.status == 206
+        if goes_on and not _starts_at(answer, have):
+            raise http.client.HTTPException("it sends another part than was asked for")
         if have and not goes_on:
             have = 0  # the server knows no ranges and sends everything
         length = answer.headers.get("Content-Length")

@@ -38,6 +38,8 @@ class Limits:
     image_size: int = 4_096  # pixels, square
     resized: int = 16_384  # pixels of the shorter side before the centre is cut out
 
+    parameters: int = 1 << 30  # of a network by settings; torchvision's largest has 645 million
+
     # Pictures.
     picture_bytes: int = 512 * MIB
     pixels: int = 89_478_485  # where Pillow begins to warn; 0.4 GB in memory, twice that while read

@@ -147,8 +147,18 @@ def load_into(
     weights, extras = parts_in(load_file(path) if content is None else content, path)
     weights = with_counters(weights, model.state_dict())
     explain_mismatch(model.state_dict(), weights, path, what)
-    model.load_state_dict(weights)
+    load_plain(model, weights)
     return list(map(printable, extras))
+
+
+def load_plain(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load all of a network's weights, with the notes on their version that plain files lack.
+
+    torchvision's MNASNet takes none without.
+    """
+    state = model.state_dict()
+    state.update(weights)
+    model.load_state_dict(state)
 
 
 def with_counters(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:

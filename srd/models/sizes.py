@@ -40,7 +40,7 @@ def build_to_fit(
         with torch.device("meta"):
             sizes = build().state_dict()
     except Exception:  # some networks compute with their buffers, which have no data there
-        with _at_most(2 * sum(value.numel() for value in weights.values()) + SPARE):
+        with at_most(2 * sum(value.numel() for value in weights.values()) + SPARE):
             network = build()
         check(network.state_dict())
         return network
@@ -49,15 +49,18 @@ def build_to_fit(
 
 
 @contextmanager
-def _at_most(numbers: int) -> Iterator[None]:
-    """Inside, networks with more parameters than that are not built further."""
+def at_most(numbers: int) -> Iterator[None]:
+    """Inside, networks with more parameters than that are not built further (TooLarge).
+
+    A parameter is counted before anything is written into its memory.
+    """
     left = numbers
 
     def count(module: nn.Module, name: str, parameter: Any) -> None:
         nonlocal left
         left -= parameter.numel() if isinstance(parameter, Tensor) else 0
         if left < 0:
-            raise TooLarge
+            raise TooLarge(f"it has more than {numbers:,} parameters")
 
     hook = register_module_parameter_registration_hook(count)
     try:

@@ -25,6 +25,7 @@ OWN = {
     "student.safetensors", "tensorboard", "wandb",
 }  # fmt: skip
 
+INNER = ("checkpoints", "tensorboard", "wandb")  # the folders among them
 
 # What runs are measured by, of classes or of unlabelled pictures, with its range.
 SCORES = {"acc1": (0, 100), "distance": (-1e9, 1e9)}
@@ -82,8 +83,14 @@ class RunFolder:
         """Make the folder, and clear the leftovers of a save that was killed.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: it cannot be written, or a link in it leads to where a run would write.
         """
+        for inner in (self.path / name for name in INNER):
+            if inner.is_symlink():
+                raise UserError(
+                    f"{inner} is a link, and a run writes below its own folder only: put the folder "
+                    "itself there, or link the whole --output"
+                )
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._inode = _inode(self.path)
@@ -152,8 +159,8 @@ class RunFolder:
     def was_started_by_this_launch(self) -> bool:
         """Whether the run in the folder is an earlier life of this command."""
         try:
-            before = self.launch.read_text(encoding="utf-8").splitlines()
-        except OSError:
+            before = read_small(self.launch, LIMITS.text).decode().splitlines()
+        except (OSError, ValueError, Refused):
             return False
         return not set(before).isdisjoint(launches(again=True))
 

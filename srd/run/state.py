@@ -93,7 +93,9 @@ def check_like(saved: Any, own: Any, name: str, *, complete: bool = True) -> Non
             raise Misfit(f"{name} is {_kind(saved)}, not a number")
         if not _is_finite(saved) and _is_finite(own):
             raise Misfit(f"{name} is out of range, or no number")
-    elif isinstance(own, (bool, str, type(None))) and isinstance(saved, (Tensor, Mapping)):
+    elif isinstance(own, bool) and not isinstance(saved, bool):
+        raise Misfit(f"{name} is {_kind(saved)}, not true or false")
+    elif isinstance(own, (str, type(None))) and isinstance(saved, (Tensor, Mapping)):
         raise Misfit(f"{name} is {_kind(saved)}, not like {own}")
 
 

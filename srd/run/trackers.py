@@ -17,10 +17,13 @@ from typing import Any, NamedTuple, Protocol
 
 from srd.config.layers import flatten
 from srd.errors import UserError, nearest
+from srd.files.opened import Refused, read_small
 from srd.installed import need_extra
+from srd.strict import plain_name
 
 PROJECT = "srd"  # where the user's variables name no other
 SECONDS = 30  # that a tracker may take to let go of a run
+MOST_BYTES = 100_000
 ID = ".tracker.json"  # in a run's folder: what each tracker knows it by
 
 
@@ -203,12 +206,15 @@ def check_tracker(name: str | None) -> None:
 
 
 def read_id(folder: Path, name: str) -> str | None:
-    """What the tracker knows the run in `folder` by; None where it does not know it."""
+    """What the tracker knows the run in `folder` by; None where it does not know it.
+
+    The folder may be anybody's, and a tracker makes addresses and files of it: it is one plain name.
+    """
     try:
-        found = json.loads((folder / ID).read_text(encoding="utf-8"))[name]
-    except (OSError, ValueError, LookupError, TypeError):
+        found = plain_name(json.loads(read_small(folder / ID, MOST_BYTES))[name])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, Refused):
         return None
-    return found if isinstance(found, str) else None
+    return found if "/" not in found else None
 
 
 def _plain_name(key: str) -> str:

@@ -125,7 +125,8 @@ class Loop:
             self.move_schedule(at.epoch - self.span.first, self.place)
             optimizer = {**optimizer, "param_groups": self.optimizer.state_dict()["param_groups"]}
         elif self.schedule is not None:
-            self.schedule.load_state_dict(state["lr_scheduler"])
+            own, saved = self.schedule.state_dict(), state["lr_scheduler"]  # no more: its methods
+            self.schedule.load_state_dict({key: saved[key] for key in own if key in saved})
         self.optimizer.load_state_dict(optimizer)
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
 import sys
 from collections.abc import Callable
@@ -174,6 +176,36 @@ def test_what_is_no_data_set(tmp_path: Path) -> None:
     assert "set --data-path to its folder" in refused(str(tmp_path / "file.parquet"))
     data = saved(tmp_path, test=rows(4))
     assert "has no split train: it has test" in refused(data.path)
+
+
+@pytest.mark.parametrize("change", ["length", "cut", "elsewhere", "twice", "pipe", "class 1"])
+def test_a_saved_data_set_from_anybody(tmp_path: Path, change: str) -> None:
+    """Arrow believes a file's numbers: some end the process, so they are looked over first."""
+    data = saved(tmp_path, train=rows(4), validation=rows(4))
+    folder = tmp_path / "d/train"
+    (rows_file,) = folder.glob("*.arrow")
+    content = rows_file.read_bytes()
+    names = [rows_file.name]
+    if change == "length":  # of a column: 4, in the description of the only batch
+        at = content.rindex((4).to_bytes(8, "little"))
+        rows_file.write_bytes(content[:at] + b"\0\0\0\0\0\0\0\xff" + content[at + 8 :])
+    elif change == "cut":
+        rows_file.write_bytes(content[: len(content) // 2])
+    elif change == "elsewhere":
+        names = [f"../validation/{rows_file.name}"]
+    elif change == "twice":
+        names *= 2
+    elif change == "pipe":
+        rows_file.unlink()
+        os.mkfifo(rows_file)
+    else:
+        info = folder / "dataset_info.json"
+        info.write_text(info.read_text().replace('"cat"', "1"))
+    state = json.loads((folder / "state.json").read_text())
+    state["_data_files"] = [{"filename": name} for name in names]
+    (folder / "state.json").write_text(json.dumps(state))
+    with pytest.raises(UserError, match=r"is no data set|no text"):
+        open_splits(data, training=True)
 
 
 def test_code_that_comes_with_the_data_is_not_run(tmp_path: Path) -> None:

@@ -10,9 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from srd.data.preprocess import Preprocessing
 from srd.errors import UserError
+from srd.export.classifier import Classifier
+from srd.export.description import Description
 from srd.export.onnx_network import OnnxNetwork, open_onnx
+from srd.export.predict import Picture, predict
 from srd.files.limits import LIMITS
 
 onnx = pytest.importorskip("onnx")
@@ -121,3 +126,21 @@ def test_data_in_another_file_is_not_read(tmp_path: Path) -> None:
     path.write_bytes(model.SerializeToString())
     with pytest.raises(UserError, match="damaged or not"):
         OnnxNetwork(path)(torch.zeros(1, 3, 4, 4))
+
+
+@pytest.mark.parametrize(
+    "last", [("Concat", ["means", "means"], {"axis": 1}), ("Log", ["means"], {})]
+)
+def test_values_that_are_no_classes(tmp_path: Path, last: tuple[str, list[str], Any]) -> None:
+    """Six for three classes; and some that are no numbers."""
+    mean = helper.make_node("ReduceMean", ["images"], ["means"], axes=[2, 3], keepdims=0)
+    kind, given, how = last
+    path = written(tmp_path / "a.onnx", [mean, helper.make_node(kind, given, ["logits"], **how)])
+    description = Description(
+        architecture="resnet18", num_classes=3, preprocessing=Preprocessing(4)
+    )
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (4, 4)).save(picture)
+    classifier = Classifier(OnnxNetwork(path), description, "a")
+    with pytest.raises(UserError, match="values for 3 classes"):
+        list(predict(classifier, [Picture(str(picture))], torch.device("cpu")))

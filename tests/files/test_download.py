@@ -7,6 +7,9 @@ import os
 import random
 import re
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +173,36 @@ def test_a_redirect_to_nowhere(tmp_path: Path, place: str) -> None:
     with serving({}, **habits) as server, pytest.raises(RunFailed) as caught:
         download(f"{server.address}/a.pth", tmp_path / "a.pth", wait=0.001, tries=2)
     assert "\n" not in str(caught.value) and os.listdir(tmp_path) == []
+
+
+def test_an_answer_that_is_none_is_one_line(tmp_path: Path) -> None:
+    """Not HTTP; and a part of the file that was not asked for."""
+    for answer, told in ((b"\xff\n\x1b[31m garbage\n", "3 times"), (PART, "another part")):
+        with answering(answer) as address, pytest.raises(RunFailed) as caught:
+            download(f"{address}/a.pth", tmp_path / "a.pth", tries=3, wait=0.001)
+        assert told in str(caught.value) and "\n" not in str(caught.value)
+        assert not list(tmp_path.iterdir())
+
+
+PART = (
+    b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 7-9/10\r\nContent-Length: 3\r\n\r\nabc"
+)
+
+
+@contextmanager
+def answering(answer: bytes) -> Iterator[str]:
+    """The address of a server that says the same to everybody."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    with listening.accept()[0] as connection:
+                        connection.recv(65536)
+                        connection.sendall(answer)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        listening.shutdown(socket.SHUT_RDWR)
+    thread.join()

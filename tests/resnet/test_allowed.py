@@ -89,6 +89,19 @@ def test_registry_keys_exist_and_have_the_arguments(
         assert accepts(registered, arguments), key
 
 
+def test_switches_are_what_the_packages_take_as_switches() -> None:
+    listed = {_imported(name): arguments for name, (_, arguments, _) in _calls().items()}
+    for table, registries in REGISTRIES:
+        for key, arguments in table.items():
+            listed[next(registry[key] for registry in registries if key in registry)] = arguments
+    for made, arguments in listed.items():
+        for name, parameter in inspect.signature(made).parameters.items():
+            if (arguments is None or name in arguments) and name not in allowed.EITHER:
+                kind = type(parameter.default)
+                assert (name in allowed.SWITCHES) or kind is not bool, (made, name)
+                assert (name not in allowed.SWITCHES) or kind not in (int, float, str), (made, name)
+
+
 def test_networks_and_processes_exist() -> None:
     assert set(allowed.NETWORKS) <= set(models.MODEL_DICT)
     assert set(allowed.FORWARDS) == set(processes.FORWARD_PROC_FUNC_DICT)

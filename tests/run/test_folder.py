@@ -94,6 +94,23 @@ def test_leftovers_of_a_killed_save_are_cleared(tmp_path: Path) -> None:
     assert os.listdir(folder.path) == ["checkpoints"]
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "wandb"])
+def test_nothing_is_written_or_deleted_where_a_link_leads(tmp_path: Path, name: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / ".mine.part").write_text("precious")
+    (elsewhere / "last.pth").write_text("no checkpoint")
+    save_state(elsewhere / "best.pth", state_of())
+    before = {file.name: file.read_bytes() for file in elsewhere.iterdir()}
+    folder = folder_with(tmp_path, "last.pth")
+    if name == "checkpoints":
+        shutil.rmtree(folder.checkpoints)
+    (folder.path / name).symlink_to(elsewhere)
+    with pytest.raises(UserError, match=f"{name} is a link"):
+        reopen(RunFolder(tmp_path, "a"))
+    assert {file.name: file.read_bytes() for file in elsewhere.iterdir()} == before
+
+
 @pytest.mark.parametrize("where", ["file", "file/runs", "."])
 @pytest.mark.parametrize("resume", ["auto", "none"])
 def test_a_folder_that_cannot_be_written(tmp_path: Path, where: str, resume: str) -> None:

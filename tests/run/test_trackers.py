@@ -81,6 +81,14 @@ def test_a_stopped_run_goes_on_as_the_same_run(heard: type[Heard], tmp_path: Pat
     assert heard.result == {"acc1": 50.0}
 
 
+@pytest.mark.parametrize(
+    "text", ["[" * 10_000, '["a"]', '{"heard": "../x"}', '{"heard": "\\u001b"}']
+)
+def test_what_a_run_is_known_by_is_a_plain_name(tmp_path: Path, text: str) -> None:
+    (tmp_path / trackers.ID).write_text(text)
+    assert read_id(tmp_path, "heard") is None
+
+
 @pytest.mark.parametrize("fails", ["start", "log", "finish"])
 def test_what_fails_on_the_way_is_told_once(
     fails: str,

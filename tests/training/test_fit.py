@@ -92,6 +92,7 @@ BAD: list[tuple[Change, str]] = [
     *((put("scaler", value=v), "scaler") for v in (None, "a", [1])),
     *((put("lr_scheduler", value=v), "lr_scheduler") for v in (None, 3, {}, {"last": NAN})),
     (put("lr_scheduler", "last", value="a"), "lr_scheduler.last"),
+    (put("optimizer", "param_groups", 0, "maximize", value="no"), "param_groups.0.maximize"),
 ]  # fmt: skip
 
 
@@ -166,6 +167,13 @@ def test_what_goes_on_from_the_one_before_ends_in_the_same_bits(
     for name, value in whole.task.model.state_dict().items():
         assert torch.equal(value, parts.task.model.state_dict()[name])
     assert parts.state()["optimizer"]["state"].keys() == whole.state()["optimizer"]["state"].keys()
+
+
+def test_a_schedule_takes_up_what_it_knows(stopped: Path, tmp_path: Path) -> None:
+    """torch's and timm's write whatever they are given over their own methods."""
+    with_bad_last(stopped, tmp_path, put("lr_scheduler", "step", value=5))
+    loop = train(tmp_path)
+    assert loop.position.updates == 15 and "step" not in vars(loop.schedule)
 
 
 def test_a_check_takes_nothing_up(stopped: Path, tmp_path: Path) -> None:
