@@ -62,6 +62,7 @@ def test_the_list() -> None:
         assert f"{one.name}: " in done.stdout and one.source in done.stdout
 
 
+@pytest.mark.slow
 def test_unknown_names_and_files_to_fetch_by_hand(tmp_path: Path) -> None:
     done = command("deit_tiny", "deit_smal")
     assert done.returncode == 2 and done.stdout == ""

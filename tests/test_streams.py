@@ -38,6 +38,7 @@ def is_done(output: Path) -> bool:
         *(pytest.param(to, marks=pytest.mark.slow) for to in (">&- 2>&-", ">/dev/full 2>&1")),
     ],
 )
+@pytest.mark.slow
 def test_a_training_outlasts_its_standard_output(tmp_path: Path, redirect: str) -> None:
     done = subprocess.run(
         ["bash", "-c", f'"$0" "$@" {redirect}', sys.executable, *COMMAND, f"--output={tmp_path}"],

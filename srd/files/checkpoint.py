@@ -63,12 +63,20 @@ def write_whole(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise RunFailed(f"cannot write {path} ({' '.join(reason.split())[:160]})") from error
+    except (OSError, RuntimeError) as error:
+        raise RunFailed(f"cannot write {path} ({_reason(error)})") from error
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def _reason(error: BaseException) -> str:
+    """What the system said: of a full disk, torch reports the place that it did not get to."""
+    first: BaseException | None = error
+    while first is not None and not (isinstance(first, OSError) and first.strerror):
+        first = first.__cause__ or first.__context__
+    reason = first.strerror if isinstance(first, OSError) else None
+    return " ".join((reason or str(error)).split())[:160]
 
 
 def write_text(path: str | Path, text: str) -> None:

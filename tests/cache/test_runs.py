@@ -203,6 +203,7 @@ def extended(runs: Path, name: str, run: Any, train: Train, *more: object) -> tu
     return train(name, "--extend", *more)
 
 
+@pytest.mark.slow
 def test_a_longer_run_replays_what_is_there_and_records_the_rest(
     tmp_path: Path, cache: Path, recorded: tuple[Path, Any], online: Any, train: Train
 ) -> None:
@@ -273,6 +274,7 @@ def test_a_full_disk_stops_the_recording_alone(
     assert not shard_files(tmp_path / "c")
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written(
     cache: Path, train: Train, online: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -130,6 +130,7 @@ def test_settings_of_the_other_crop_have_no_effect_beside_it(tmp_path: Path) -> 
         for number, name in enumerate(PAIRS)
     ],
 )
+@pytest.mark.slow
 def test_a_pair_trains_its_teacher_and_two_steps(name: str, cifar100: Path, tmp_path: Path) -> None:
     deit.run(
         ["--train_teacher", f"--config=configs/cifar100/teacher_{teacher_of(name)}.yaml",

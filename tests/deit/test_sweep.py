@@ -101,6 +101,7 @@ def test_a_printed_job_runs_nothing_that_a_file_says(
 
 
 @pytest.mark.usefixtures("narrow")
+@pytest.mark.slow
 def test_a_sweep_runs_goes_on_and_is_reported(tmp_path: Path, recipe: Path, deit: Any) -> None:
     pytest.importorskip("matplotlib")
     command = ["--train_student", "--config", recipe, "--output", tmp_path, "--name=x"]

@@ -219,7 +219,7 @@ RUNNING = [
 
 SLOW = {
     ROOT / "docs" / name: pytest.mark.slow
-    for name in ("cache.md", "export.md", "report.md", "torchdistill.md")
+    for name in ("cache.md", "export.md", "files.md", "report.md", "settings.md", "torchdistill.md")
 }
 
 

@@ -151,6 +151,7 @@ def three_classes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_whole_table(
     three_classes: Path, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -68,6 +68,7 @@ def test_weights_of_something_else(exporting: Command, tmp_path: Path) -> None:
     assert done.code == 2 and "no student of this project" in done.err
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_numbers(exporting: Command, tmp_path: Path) -> None:
     torch.save(
         {"model": shapes(**{"norm.bias": torch.full((192,), torch.nan)})}, tmp_path / "x.pth"

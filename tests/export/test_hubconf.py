@@ -30,6 +30,7 @@ print(json.dumps({"told": told, **found}))
 """
 
 
+@pytest.mark.slow
 def test_the_entry_points(fresh_python: Callable[..., str], deit_run: Path) -> None:
     student = create_student("tiny", 10, 32).eval()
     student.load_state_dict(load_weights(deit_run / "student.safetensors"))

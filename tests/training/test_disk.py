@@ -89,6 +89,7 @@ def test_a_disk_that_is_read_only(
 
 
 @pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
 def test_a_data_file_that_vanishes(
     tmp_path: Path,
     recipe: Path,

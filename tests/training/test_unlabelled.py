@@ -164,6 +164,7 @@ def test_a_head_is_put_on_it(
     assert "acc1" in run.result()
 
 
+@pytest.mark.slow
 def test_the_backbone_is_exported_and_predicts_nothing(
     backbone: Any, pictures: Path, tmp_path: Path
 ) -> None:
