@@ -194,6 +194,7 @@ def answer(
         f"{as_markdown(runs.base.model.name)}, teacher {as_markdown(str(runs.base.teacher.name))}.",
         made_with=provenance(),
         picture=f"{name}.png",
+        search=search,
     )
     numbers = {variant.label: [asdict(run) for run in tested] for variant, tested in results}
     plot = picture(name, study, results)

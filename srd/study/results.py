@@ -81,14 +81,17 @@ def page(
     data: str,
     made_with: Mapping[str, Any],
     picture: str,
+    search: bool,
 ) -> str:
     """A page of Markdown.
 
     Args:
+        search: whether settings were searched.
         data: what was trained and tested on, in a sentence.
         made_with: `srd.run.provenance.provenance()`.
     """
     versions = ", ".join(f"{key} {value}" for key, value in made_with["versions"].items())
+    chosen = "Epochs and searched settings were" if search else "Nothing was searched; epochs were"
     seconds = sum(run.seconds for _, runs in results for run in runs)
     return f"""# {name}
 
@@ -98,8 +101,8 @@ Reproduced here. {data}
 
 {table(study, results)}
 
-Mean ± sample standard deviation over seeds, and the 95 % interval of the mean (Student's t). Epochs
-and searched settings were chosen on images held out of the training split; the reported images were
+Mean ± sample standard deviation over seeds, and the 95 % interval of the mean (Student's t).
+{chosen} chosen on images held out of the training split; the reported images were
 looked at once for each run.
 
 ![{name}]({picture})

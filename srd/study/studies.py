@@ -119,7 +119,9 @@ def with_teachers(study: Study, places: Mapping[str, tuple[str, str]]) -> Study:
 
 def views(count: int | None) -> Variant:
     """The paper's loss on views that come again after so many epochs; None: never."""
-    label = "every epoch new (the paper)" if count is None else f"{count} views of an image"
+    label = "every epoch new (the paper)"
+    if count is not None:
+        label = f"{count} view{'s' * (count > 1)} of an image"
     settings = {"distill.loss": {"name": "srd"}, "cache.epochs": count}
     return Variant(label=label, settings=settings, search=None)
 
