@@ -34,9 +34,8 @@ def parse_strictly(
             raise UserError(f"unknown argument {flag}: no value is expected there")
         flags = [option for action in _actions(parser) for option in action.option_strings]
         bare = flag.lstrip("-").replace("-", "_")
-        typo = get_close_matches(
-            flag, flags, cutoff=0.8
-        )  # then the fields, which import torch, can wait
+        typo = get_close_matches(flag, flags, cutoff=0.8)
+        # a typing error is told at once: the fields import torch
         named = [] if typo else [key for key in fields() if key.rpartition(".")[2] == bare]
         hint = f" (did you mean '--set {named[0]}=...'?)" if named else nearest(flag, flags)
         raise UserError(f"unknown argument {flag}{hint}")

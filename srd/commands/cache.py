@@ -94,11 +94,22 @@ def verify(folder: Path, flags: Any) -> None:
         print(compare(config, flags.sample))
 
 
+# Of `srd train`'s settings, what says nothing of what a teacher sees, or of what is kept of it.
+IDLE = (
+    "output", "name", "compile", "resume", "extend", "slim", "track", "model.name",
+    "model.drop_path", "model.init", "model.freeze_backbone", "augment.label_smoothing", "optim.",
+    "distill.ce_weight", "distill.kl_weight", "distill.repr_weight", "distill.temperature",
+    "train.evaluate_every", "train.save_every", "train.keep", "train.log_every", "train.ema",
+    "train.global_statistics",
+)  # fmt: skip
+
+
 def configure(flags: Any, more: Sequence[Layer]) -> Any:
     """The configuration of the run whose teacher is meant, its preset filled in."""
-    from srd.config.effects import configure
+    from srd.config.effects import configure, tell_idle
 
     layers = shared(flags), [*given(flags), *more]
+    tell_idle(given(flags), IDLE, "on a teacher cache")
     configure(*layers, "student")  # mistakes are told before torch is imported
     from srd.training.presets import configure_training
 

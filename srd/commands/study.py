@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from srd.cli import Parser, parse_strictly
 from srd.config.flags import FLAGS
@@ -21,17 +21,15 @@ from srd.errors import UserError, nearest
 from srd.files.locate import recipe_file
 from srd.installed import need_extra
 from srd.printable import as_markdown
-
-if TYPE_CHECKING:
-    from srd.study.studies import Study
+from srd.study.studies import CNN, STUDIES, TRANSFORMER, Study, with_teachers
 
 RECIPE = "configs/digits/study.yaml"
 SEEDS, QUICK_SEEDS = (0, 1, 2, 3, 4), (0, 1)
 MOST_SEEDS = 100
 QUICKER = 4  # a quick study has so many times fewer epochs
 WEIGHTS = tuple(f"distill.{w}" for w in ("ce_weight", "kl_weight", "repr_weight", "temperature"))
-TEACHERS = {"cnn": "from a CNN", "transformer": "from a transformer"}  # of the study of shifts
-TAKEN = ("seed", "name", "resume")  # flags that the study sets
+TEACHERS = {"cnn": CNN, "transformer": TRANSFORMER}  # by flag, the variants that they are for
+TAKEN = ("seed", "name", "resume", "extend", "cache.")  # what the study sets
 
 
 def make_parser() -> Parser:
@@ -49,7 +47,7 @@ def make_parser() -> Parser:
         )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any field")
     for name, (field, text) in FLAGS.items():
-        if name not in TAKEN and not field.startswith("distill."):
+        if not field.startswith((*TAKEN, "distill.")):
             parser.add_argument(f"--{name}", dest=field, metavar=name.upper(), help=text)
     return parser
 
@@ -62,8 +60,6 @@ def run(arguments: Sequence[str]) -> None:
         Stopped, RunFailed: as `srd train`.
     """
     flags = parse_strictly(make_parser(), arguments)
-    from srd.study.studies import STUDIES
-
     if flags.study == "list":
         for name, study in STUDIES.items():
             print(f"{name:15} {study.question}")
@@ -90,31 +86,22 @@ def chosen(flags: Any, study: Study) -> Study:
     Raises:
         UserError: they are given to another, not given for other data, or no NAME=FILE.
     """
-    from srd.study.studies import with_teachers
-
-    differ = {
-        kind for kind, label in TEACHERS.items() if any(v.label == label for v in study.variants)
-    }
+    labels = {variant.label for variant in study.variants}
     places = {}
     for kind, label in TEACHERS.items():
         text = getattr(flags, kind)
         if text is None:
-            if kind in differ and flags.config != RECIPE:
+            if label in labels and flags.config != RECIPE:
                 raise UserError(
                     f"--config {flags.config}: this study needs a teacher of each kind that knows its "
                     "classes: --cnn NAME=FILE --transformer NAME=FILE (FILE may be a run)"
                 )
             continue
-        name, equals, place = text.partition("=")
-        if kind not in differ or not (name and equals and place):
-            raise UserError(
-                f"--{kind} {text}: "
-                + (
-                    "has no effect in this study"
-                    if kind not in differ
-                    else "expected NAME=FILE, resnet10t=runs/my_teacher"
-                )
-            )
+        name, _, place = text.partition("=")
+        if label not in labels:
+            raise UserError(f"--{kind} {text}: has no effect in this study; leave it out")
+        if not (name and place):
+            raise UserError(f"--{kind} {text}: expected NAME=FILE, resnet10t=runs/my_teacher")
         places[label] = (name, place)
     return with_teachers(study, places)
 
@@ -129,7 +116,7 @@ def given(flags: Any) -> list[Layer]:
     layers += [Layer(f"--set {text}", setting(text)) for text in flags.set]
     for source, values in layers:
         for key in flatten(values):
-            if key in TAKEN or (key.startswith("distill.") and key not in WEIGHTS):
+            if key.startswith(TAKEN) or (key.startswith("distill.") and key not in WEIGHTS):
                 raise UserError(f"{source}: {key} has no effect, the study sets it; leave it out")
     return layers
 

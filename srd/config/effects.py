@@ -98,12 +98,17 @@ def _check_idle(config: Config, given: Sequence[Layer]) -> None:
 
 def _tell(config: Config, given: Sequence[Layer]) -> None:
     """Say which settings given by hand an evaluation does not read."""
+    tell_idle(given, TOLD, "in an evaluation")
+    if not config.teacher.evaluate:
+        tell_idle(given, (OF_TEACHER,), "in an evaluation without teacher.evaluate")
+
+
+def tell_idle(given: Sequence[Layer], idle: tuple[str, ...], where: str) -> None:
+    """Say which settings given by hand have no effect: those that begin with one of `idle`."""
     for source, values in given:
         for key in flatten(values):
-            if key in TOLD:
-                warn(f"{source}: {key} has no effect in an evaluation")
-            elif key.startswith(OF_TEACHER) and not config.teacher.evaluate:
-                warn(f"{source}: {key} has no effect in an evaluation without teacher.evaluate")
+            if key.startswith(idle):
+                warn(f"{source}: {key} has no effect {where}")
 
 
 def _keys(layers: Sequence[Layer]) -> set[str]:

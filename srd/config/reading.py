@@ -37,9 +37,8 @@ def read_config(layers: Iterable[Layer]) -> Config:
     layers = [Layer(source, _moved(values)) for source, values in layers]
     config = build(Config, _of_last_loss(layers))
     optim = config.optim
-    if (
-        optim.name == "adamw"
-    ):  # torch's numbers, and the paper's: written down, whoever changes them
+    if optim.name == "adamw":
+        # torch's numbers, and the paper's: written down, whoever changes them
         optim = replace(optim, betas=optim.betas or (0.9, 0.999), eps=optim.eps or 1e-8)
     return replace(config, optim=optim, data=_of_channels(config))
 

@@ -12,9 +12,8 @@ import numpy as np
 from PIL import Image
 
 from srd.data.image_source import (
-    ORIENTATION,
-    TURNS,
     ImageSource,
+    orientation,
     prepared,
     read_bytes,
     read_image,
@@ -148,16 +147,14 @@ def read_head(data: bytes) -> JpegHead | None:
 
 
 def _orientation(data: bytes) -> int:
-    """1 where there is none, or the tags are damaged, as `upright` takes it."""
-    if not (tags := exif_of_jpeg(data)):
-        return 1
+    """As `upright` takes it."""
     exif = Image.Exif()
-    try:
-        exif.load(EXIF + tags)
-        found = exif.get(ORIENTATION)
-    except Exception:  # of damaged tags, Pillow raises whatever it meets
-        return 1
-    return found if found in TURNS else 1
+
+    def tags() -> Image.Exif:
+        exif.load(EXIF + exif_of_jpeg(data))
+        return exif
+
+    return orientation(tags)
 
 
 def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:

@@ -137,15 +137,20 @@ def prepared(turn: bool, mode: str | None) -> Callable[[Image.Image], Image.Imag
 
 def upright(image: Image.Image) -> Image.Image:
     """A picture turned as its EXIF says; as it is where that says nothing, or is damaged."""
-    try:
-        orientation = image.getexif().get(ORIENTATION)
-    except Exception:  # of damaged tags, Pillow raises whatever it meets
+    if (found := orientation(image.getexif)) == 1:
         return image
-    if orientation not in TURNS:
-        return image
-    turned = image.transpose(TURNS[orientation])
+    turned = image.transpose(TURNS[found])
     turned.format = image.format
     return turned
+
+
+def orientation(tags: Callable[[], Image.Exif]) -> int:
+    """What EXIF says of how a picture was taken, 2 to 8; 1 where it says nothing, or is damaged."""
+    try:
+        found = tags().get(ORIENTATION)
+    except Exception:  # of damaged tags, Pillow raises whatever it meets
+        return 1
+    return found if found in TURNS else 1
 
 
 ORIENTATION = 0x0112  # EXIF 2.32, 4.6.4 A: what the camera's sensor was turned by

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader
 
-from srd.config.fields import Augment, Data
+from srd.config.fields import Augment, Config, Data
 from srd.data.augment import train_transform
 from srd.data.batches import EvalBatches, TrainBatches
 from srd.data.finish import leave_unfinished
@@ -46,6 +46,20 @@ def preprocessing(data: Data, image_size: int) -> Preprocessing:
 def eval_transform(data: Data, image_size: int) -> Any:
     """Resize to image_size / eval_crop, centre crop, normalise: PIL image to (3, H, W)."""
     return preprocessing(data, image_size).transform()
+
+
+def inputs_of(config: Config, *, training: bool, pin_memory: bool) -> Inputs:
+    """`open_inputs` of a whole configuration."""
+    return open_inputs(
+        config.data,
+        config.augment,
+        image_size=config.model.image_size,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        training=training,
+        pin_memory=pin_memory,
+        repeat=config.cache.epochs,
+    )
 
 
 def open_inputs(

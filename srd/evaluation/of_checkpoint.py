@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from srd.config.fields import Config, full_name
-from srd.data.inputs import Inputs, open_inputs
+from srd.data.inputs import Inputs, inputs_of
 from srd.device import Precision, choose_device
 from srd.distributed import processes
 from srd.errors import UserError
@@ -40,15 +40,7 @@ def evaluate_checkpoint(config: Config, checkpoint: str | None) -> Accuracy:
     locate(path)  # told before data are looked for
     device = choose_device(config.device)
     with processes.joined(device):
-        inputs = open_inputs(
-            config.data,
-            config.augment,
-            image_size=config.model.image_size,
-            batch_size=config.train.batch_size,
-            seed=config.seed,
-            training=False,
-            pin_memory=device.type == "cuda",
-        )
+        inputs = inputs_of(config, training=False, pin_memory=device.type == "cuda")
         log = RunLog(None, processes.is_main())
         try:
             return _evaluate(config, path, inputs, device, log)

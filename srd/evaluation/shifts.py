@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from srd.config.fields import Config
-from srd.data.inputs import open_inputs, sample
+from srd.data.inputs import inputs_of, sample
 from srd.data.loader import to_device
 from srd.device import Precision, choose_device
 from srd.files.weights import load_into
@@ -36,11 +36,11 @@ class ShiftError(NamedTuple):
     Args:
         features: mean over images and both directions of |f(T x) - T f(x)| / |f(x)|, with f the last
             feature map: 0 of an equivariant network. None without a map, or of one position.
-        same_class: of 100 images, how many keep their class.
+        same_class: of 100 images, how many keep their class; None where it was not measured.
     """
 
     features: float | None
-    same_class: float
+    same_class: float | None
 
 
 @torch.no_grad()
@@ -84,18 +84,7 @@ def shift_error_of(config: Config, checkpoint: Path) -> ShiftError:
     """
     device = choose_device(config.device)
     size = config.model.image_size
-    inputs = sample(
-        open_inputs(
-            config.data,
-            config.augment,
-            image_size=size,
-            batch_size=config.train.batch_size,
-            seed=config.seed,
-            training=False,
-            pin_memory=False,
-        ),
-        IMAGES,
-    )
+    inputs = sample(inputs_of(config, training=False, pin_memory=False), IMAGES)
     student = open_student(config.model.name, num_classes=inputs.num_classes, image_size=size)
     load_into(student.model, checkpoint, config.model.name)
     precision = Precision.choose(config.amp, device)

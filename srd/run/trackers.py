@@ -121,7 +121,7 @@ class Mlflow:
         self.id: str = id
         self.client.update_run(id, status="RUNNING")
         there = self.client.get_run(id).data.params
-        told = {_plain_name(key): str(value)[:500] for key, value in flatten(settings).items()}
+        told = {_taken_by_all(key): str(value)[:500] for key, value in flatten(settings).items()}
         params = [Param(key, value) for key, value in told.items() if key not in there]
         for start in range(0, len(params), self.PARAMS):
             self.client.log_batch(id, params=params[start : start + self.PARAMS])
@@ -132,7 +132,7 @@ class Mlflow:
     def log(self, rows: Sequence[Row]) -> None:
         now = int(time.time() * 1000)
         metrics = [
-            self.metric(_plain_name(key), value, now, row.step)
+            self.metric(_taken_by_all(key), value, now, row.step)
             for row in rows
             for key, value in row.numbers.items()
         ]
@@ -141,7 +141,7 @@ class Mlflow:
 
     def finish(self, result: Mapping[str, Any] | None) -> None:
         for key, value in (result or {}).items():
-            self.client.set_tag(self.id, _plain_name(f"result.{key}"), str(value)[:500])
+            self.client.set_tag(self.id, _taken_by_all(f"result.{key}"), str(value)[:500])
         self.client.set_terminated(self.id, "KILLED" if result is None else "FINISHED")
 
 
@@ -156,7 +156,7 @@ class Trackio:
         self.run = trackio.init(
             project=os.environ.get("TRACKIO_PROJECT", PROJECT),
             name=id or name,  # it goes on by the name
-            config={_plain_name(key): value for key, value in flatten(settings).items()},
+            config={_taken_by_all(key): value for key, value in flatten(settings).items()},
             resume="allow" if id else "never",
             embed=False,
             auto_log_gpu=False,
@@ -217,6 +217,6 @@ def read_id(folder: Path, name: str) -> str | None:
     return found if "/" not in found else None
 
 
-def _plain_name(key: str) -> str:
+def _taken_by_all(key: str) -> str:
     """A name of the characters that MLflow takes, and a beginning that Trackio does."""
     return re.sub(r"[^\w\-. /]", "_", key).lstrip("_")[:250]

@@ -22,7 +22,7 @@ from srd.config.fields import NOT_RECIPE, Config
 from srd.config.layers import Layer, build, differences, flatten, nested, read_yaml, to_mapping
 from srd.errors import UserError
 from srd.evaluation.of_checkpoint import evaluate_checkpoint
-from srd.evaluation.shifts import shift_error_of
+from srd.evaluation.shifts import ShiftError, shift_error_of
 from srd.files.checkpoint import write_text
 from srd.files.limits import LIMITS
 from srd.files.opened import Refused, read_small
@@ -206,7 +206,8 @@ class Runs:
         result = folder.finished() or {}
         selected, last = (measured(reported, file) for file in (folder.best, folder.last))
         rows = read_metrics(folder.metrics, "eval")
-        shifts = shift_error_of(reported, folder.last)
+        shown = self.study.shows == "shift_error"
+        shifts = shift_error_of(reported, folder.last) if shown else ShiftError(None, None)
         search = variant.search
         tested = Tested(
             seed=seed,

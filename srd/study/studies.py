@@ -13,6 +13,7 @@ Shown = Literal["selected", "effective_rank", "correlation", "shift_error"]
 
 WEIGHTS = (0.25, 1.0, 4.0)  # factors of a searched setting, the same number for everybody
 RATES = (0.5, 1.0, 2.0)
+ALONE: Mapping[str, Any] = {"distill.loss": {"name": "none"}}
 CNN, TRANSFORMER = "from a CNN", "from a transformer"  # variants that differ in their teachers
 
 
@@ -41,7 +42,7 @@ class Variant:
     @property
     def is_taught(self) -> bool:
         """Whether a teacher has a part in it."""
-        return bool(self.settings.get("distill.loss", {}).get("name") != "none")
+        return self.settings != ALONE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,7 @@ def student_alone() -> Variant:
     """The control of every study, tuned as carefully as the others: by its learning rate."""
     return Variant(
         label="alone",
-        settings={"distill.loss": {"name": "none"}},
+        settings=ALONE,
         search=Search(key="optim.lr", factors=RATES),
     )
 
@@ -109,11 +110,12 @@ def with_teachers(study: Study, places: Mapping[str, tuple[str, str]]) -> Study:
     Args:
         places: of the label of a variant, the teacher's name and its checkpoint.
     """
-    variants = (
-        taught_by(v.label, name, checkpoint=place) if (name, place) != ("", "") else v
+    variants = [
+        taught_by(v.label, places[v.label][0], checkpoint=places[v.label][1])
+        if v.label in places
+        else v
         for v in study.variants
-        for name, place in [places.get(v.label, ("", ""))]
-    )
+    ]
     return replace(study, variants=tuple(variants))
 
 

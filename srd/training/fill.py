@@ -13,7 +13,7 @@ from srd.cache.replay import VIEW, OpenCache, of_view
 from srd.config.fields import Config
 from srd.data.augment import Mix
 from srd.data.batches import TrainBatches
-from srd.data.inputs import Inputs, open_inputs
+from srd.data.inputs import Inputs, inputs_of
 from srd.data.loader import make_loader, to_device
 from srd.device import Precision, choose_device, set_determinism
 from srd.distributed import processes
@@ -96,15 +96,7 @@ def open_filler(config: Config) -> tuple[Filler, RunCache, Precision]:
     device = choose_device(config.device)
     precision = Precision.choose(config.amp, device)
     set_determinism(config.deterministic)
-    inputs = open_inputs(
-        config.data,
-        config.augment,
-        image_size=config.model.image_size,
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        training=True,
-        pin_memory=device.type == "cuda",
-    )
+    inputs = inputs_of(config, training=True, pin_memory=device.type == "cuda")
     config = with_known_teacher(config)
     cache = open_cache(config, inputs, precision)
     if config.data.unlabelled:

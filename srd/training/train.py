@@ -14,7 +14,7 @@ from srd.config.layers import Layer, to_mapping
 from srd.config.reading import read_config
 from srd.data.batches import check_shares
 from srd.data.guard import check_classes
-from srd.data.inputs import Inputs, open_inputs
+from srd.data.inputs import Inputs, inputs_of
 from srd.device import Precision, choose_device, set_determinism
 from srd.distributed import processes
 from srd.errors import UserError
@@ -61,7 +61,7 @@ def train(config: Config, trained: Trained = "student", notes: Sequence[str] = (
         find(config.teacher.name if trained == "teacher" else config.model.name, role=trained)
         precision = Precision.choose(config.amp, device)
         set_determinism(config.deterministic)
-        inputs = open_training(config, pin_memory=device.type == "cuda")
+        inputs = inputs_of(config, training=True, pin_memory=device.type == "cuda")
         check_classes(inputs.class_names)
         distill = Distill(loss=NoSettings()) if trained == "teacher" else config.distill
         teacher: AnyTeacher | None
@@ -156,20 +156,6 @@ def pace_of(plan: Plan, inputs: Inputs) -> Pace:
 def upgraded(settings: Mapping[str, Any]) -> dict[str, Any]:
     """A checkpoint's settings, an earlier version's too, as today's."""
     return to_mapping(read_config([Layer("the checkpoint", settings)]))
-
-
-def open_training(config: Config, *, pin_memory: bool) -> Inputs:
-    """The images to train on and to measure with."""
-    return open_inputs(
-        config.data,
-        config.augment,
-        image_size=config.model.image_size,
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        training=True,
-        pin_memory=pin_memory,
-        repeat=config.cache.epochs,
-    )
 
 
 def with_teacher(

@@ -53,8 +53,10 @@ def test_parts_fill_a_cache_that_replays_the_online_run(
     assert code == 0 and "epoch 1: 2 of 6 steps" in told and "test_byobnet, digits" in told
     code, told = srd("fill", *asked)
     assert code == 0 and "all there" in told
-    code, told = srd("fill", *asked)
+    code, told = srd("fill", *asked, "--lr=1", "--distillation=srd")
     assert code == 0 and "nothing to do" in told
+    assert told.count("--lr: optim.lr has no effect on a teacher cache") == 1
+    assert told.count("no effect") == 1, "the loss says whether tokens are kept"
     outcome, replayed = train("run", f"--teacher-cache={cache}", EXACT, recipe=without_teacher)
     assert outcome.code == 0
     replayed.assert_same(online)

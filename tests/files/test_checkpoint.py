@@ -82,6 +82,19 @@ def test_the_reason_of_a_failed_write_is_told(tmp_path: Path) -> None:
         save_state(tmp_path / "file" / "checkpoints" / "last.pth", {})
 
 
+def test_a_full_disk_is_told_as_the_system_did(tmp_path: Path) -> None:
+    """torch, which writes on while it lets go of its file, tells of a place that it did not get to."""
+
+    def write(_: BinaryIO) -> None:
+        try:
+            raise OSError(28, "No space left on device")
+        finally:
+            raise RuntimeError("unexpected pos 2613696 vs 2613588")
+
+    with pytest.raises(RunFailed, match=r"cannot write .*last\.pth \(No space left on device\)$"):
+        write_whole(tmp_path / "last.pth", write)
+
+
 def test_the_new_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "last.pth"
     path.write_text("old")
