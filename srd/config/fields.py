@@ -35,6 +35,7 @@ Positives = Annotated[tuple[Positive, ...], Field(min_length=1, max_length=4)]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 ImageSize = Annotated[int, Field(ge=8, le=8192)]  # what else a model asks for, it says itself
 
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels
 IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
 IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 
@@ -78,7 +79,7 @@ class Data:
     @property
     def mode(self) -> str:
         """Pillow's name of what pictures are read as."""
-        return {1: "L", 4: "RGBA"}.get(len(self.mean), "RGB")
+        return MODES.get(len(self.mean), "RGB")
 
 
 @dataclass(config=STRICT)

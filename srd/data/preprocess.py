@@ -10,12 +10,12 @@ from typing import Any
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 
+from srd.config.fields import MODES
 from srd.data.image_source import in_mode
 from srd.data.picture_costs import TooLarge
 from srd.errors import UserError
 from srd.files.limits import LIMITS
 
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")  # timm's
 
 
