@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,14 +25,22 @@ from srd.data.picture_tags import EXIF, exif_of_jpeg
 
 SCALES = (8, 4, 2)  # of the parts of a side that libjpeg decodes to with vector instructions
 BASELINE = (0xC0, 0xC1)  # Huffman-coded, in one pass
+END = b"\xff\xd9"
+SPARE_ROWS = 2  # colours of half the size are smoothed into the rows beside them
+SMALL_REST = 16  # rows that are unpacked together
 
 
 class JpegHead(NamedTuple):
-    """What a JPEG file says before its pixels: size in pixels as stored, and EXIF's orientation."""
+    """What a JPEG file says before its pixels: size in pixels as stored, and EXIF's orientation.
+
+    Args:
+        place: of the height's two bytes in the file.
+    """
 
     width: int
     height: int
     orientation: int
+    place: int
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,6 @@ class Encoded:
         """
         if self.mode not in (None, "RGB"):
             return None
-        check_file(self.data)
         head = read_head(self.data)
         if head is not None:
             check_size(head.width, head.height)
@@ -71,13 +80,13 @@ class Encoded:
         file, prepare = io.BytesIO(self.data), prepared(self.turn, self.mode)
         return read_image(file, prepare, self.read_as, name=self.name)
 
-    def pixels(self, crop: tuple[int, int], least: tuple[int, int]) -> tuple[np.ndarray, int]:
+    def pixels(self, box: Sequence[int], least: tuple[int, int]) -> tuple[np.ndarray, int]:
         """Bytes (H, W, 3), and the number that their sides were divided by, 1, 2, 4 or 8.
 
         What the fast decoder does not take without a warning, Pillow reads, or refuses.
 
         Args:
-            crop: height and width of the part that is needed.
+            box: top, left, height and width of the part that is needed; rows below it may be missing.
             least: height and width that this part has at least, where it is not smaller itself.
 
         Raises:
@@ -88,21 +97,40 @@ class Encoded:
             return np.asarray(self.image), 1
         import simplejpeg
 
-        shrunk = min(own // out for own, out in zip(crop, least, strict=True))
+        top, _, height, width = box
+        shrunk = min(height // least[0], width // least[1])
         scale = next((scale for scale in SCALES if shrunk >= scale), 1)
+        turned = self.turn and head.orientation != 1
+        data, rows = (self.data, head.height) if turned else self._upper(top + height)
         try:
             decoded: np.ndarray = simplejpeg.decode_jpeg(
-                self.data,
+                data,
                 # coarser in a step or two of 256, which averages out where pixels become fewer
                 fastdct=shrunk >= 1,
                 fastupsample=shrunk >= 1,
-                min_height=-(-head.height // scale),
+                min_height=-(-rows // scale),
                 min_width=-(-head.width // scale),
                 min_factor=scale,
+                strict=data is self.data,  # what is left out would be one
             )
         except ValueError:  # damaged, or rare: Pillow knows
             return np.asarray(self.image), 1
-        return (_turned(decoded, head.orientation) if self.turn else decoded), scale
+        return (_turned(decoded, head.orientation) if turned else decoded), scale
+
+    def _upper(self, rows: int) -> tuple[bytes | bytearray, int]:
+        """A file that says to have little more than so many rows, and how many; all of a small rest.
+
+        A JPEG file is unpacked from its start on, so the rest costs nothing. A file that does not end as
+        such files do is given whole: Pillow refuses those that were cut short.
+        """
+        head = self.head
+        assert head is not None
+        rows += SPARE_ROWS
+        if head.height - rows < SMALL_REST or not self.data.endswith(END):
+            return self.data, head.height
+        upper = bytearray(self.data)
+        upper[head.place : head.place + 2] = rows.to_bytes(2, "big")
+        return upper, rows
 
     def size(self) -> tuple[int, int]:
         """Height and width, as it will be seen."""
@@ -125,29 +153,41 @@ def of_file(path: str | Path, turn: bool, read_as: str = "RGB") -> Encoded:
 
 
 def read_head(data: bytes) -> JpegHead | None:
-    """The head of a JPEG file in one pass of 8 bits, grey or in colours; None for all others."""
-    place, size = 2, None
+    """The head of a JPEG file in one pass of 8 bits, grey or in colours; None for all others.
+
+    Raises:
+        TooLarge: its tags claim several times what the file has.
+    """
+    place, frame, tagged = 2, 0, False
     while data[:2] == b"\xff\xd8" and place + 4 <= len(data) and data[place] == 0xFF:
         marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
-        segment = data[place + 4 : place + 2 + length]
-        if marker in BASELINE and size is None and len(segment) >= 6 and segment[0] == 8:
-            size = int.from_bytes(segment[3:5], "big"), int.from_bytes(segment[1:3], "big")
-            components = segment[5]
+        if marker in BASELINE and not frame and length >= 8 and data[place + 4] == 8:
+            frame = place + 5
         elif marker == 0xDA:
-            whole = size is not None and segment[:1] == bytes([components])
-            if size is None or not whole or components not in (1, 3) or not all(size):
-                return None
-            return JpegHead(*size, _orientation(data))
+            return _head_of(data, frame, data[place + 4 : place + 5], tagged)
         elif 0xC0 <= marker <= 0xCF and marker != 0xC4:
             return None  # progressive, lossless, arithmetic, twelve bits
         elif not 0xC0 <= marker <= 0xFE:
             return None
+        elif marker == 0xE1:
+            tagged = True
         place += 2 + length
     return None
 
 
+def _head_of(data: bytes, frame: int, scanned: bytes, tagged: bool) -> JpegHead | None:
+    """What stands at `frame`, where a scan of so many components shows all of it."""
+    if not frame or frame + 5 > len(data):
+        return None
+    height, width, components = struct.unpack_from(">HHB", data, frame)
+    if not width * height or components not in (1, 3) or scanned != bytes([components]):
+        return None
+    return JpegHead(width, height, _orientation(data) if tagged else 1, frame)
+
+
 def _orientation(data: bytes) -> int:
     """As `upright` takes it."""
+    check_file(data)
     exif = Image.Exif()
 
     def tags() -> Image.Exif:

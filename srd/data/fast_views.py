@@ -109,7 +109,7 @@ class Crop:
         several = isinstance(self.step.interpolation, (list, tuple))  # of which timm draws one
         mode = random.choice(self.modes) if several else self.modes[0]
         if isinstance(picture, Encoded):
-            pixels, scale = _decoded(lambda: picture.pixels((crop[0], crop[1]), self.size))
+            pixels, scale = _decoded(lambda: picture.pixels((top, left, *crop), self.size))
         else:
             pixels, scale = np.asarray(picture), 1
         return resized(pixels, (top, left, *crop), scale, self.size, RESIZES[mode])

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from srd.data.encoded import Encoded, encoded
 from srd.data.finish import Box, Unfinished
 from srd.data.image_source import BROKEN_IMAGE, DamagedPicture, ImageSource, one_line
+from srd.data.numpy_draws import other_numpy_draws
 from srd.data.picture_costs import TooLarge
 from srd.printable import printable
 
@@ -35,17 +36,16 @@ def derive(*key: int) -> np.ndarray:
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
     """Inside, `random`, NumPy's and torch's global CPU generators follow `key`; outside, nothing moved."""
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    words = derive(*key)
-    random.seed(int(words[0]))
-    np.random.seed(words[1])
-    torch.default_generator.manual_seed(int(words[2]))
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
+    python, cpu, words = random.getstate(), torch.get_rng_state(), derive(*key)
+    with other_numpy_draws():
+        random.seed(int(words[0]))
+        np.random.seed(words[1])
+        torch.default_generator.manual_seed(int(words[2]))
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            torch.set_rng_state(cpu)
 
 
 class View(NamedTuple):

@@ -195,7 +195,7 @@ def test_the_head_says_what_pillow_says(folder: Path) -> None:
             left.append(path.stem)
             continue
         with Image.open(path) as image:
-            assert head == (*image.size, image.getexif().get(0x0112, 1))
+            assert head[:3] == (*image.size, image.getexif().get(0x0112, 1))
         for end in range(0, 700, 7):
             read_head(content[:end])
     assert left == ["cmyk", "png", "progressive"]
