@@ -133,22 +133,22 @@ def resized(
             image.resize((size[1], size[0]), Image.Resampling[mode.upper()], box=part)
         )
     cut = np.ascontiguousarray(pixels[top : top + height, left : left + width])
-    # With these strides torch sees channels last, which is what its code for bytes takes.
-    images = torch.from_numpy(cut).as_strided((1, 3, height, width), (cut.size, 1, 3 * width, 3))
+    # With its strides torch sees channels last, which is what its code for bytes takes.
+    images = torch.from_numpy(cut.reshape(1, height, width, 3).transpose(0, 3, 1, 2))
     images = F.interpolate(images, size, mode=mode, antialias=True, align_corners=False)
-    return images[0].permute(1, 2, 0).numpy()
+    return images.numpy()[0].transpose(1, 2, 0)
 
 
 class Flip:
     """torchvision's RandomHorizontalFlip."""
 
     def __init__(self, probability: float) -> None:
-        self.probability = probability
+        self.probability = float(torch.tensor(probability))  # as torch compares it
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         import cv2
 
-        return cv2.flip(pixels, 1) if torch.rand(1) < self.probability else pixels
+        return cv2.flip(pixels, 1) if torch.rand(1).item() < self.probability else pixels
 
 
 class Normalised:
@@ -164,10 +164,10 @@ class Normalised:
 
         from srd.data.fast_operations import planes
 
-        parts = [
-            cv2.LUT(part, table) for part, table in zip(planes(pixels), self.tables, strict=True)
-        ]
-        return torch.from_numpy(np.stack(parts))
+        numbers = np.empty((3, *pixels.shape[:2]), dtype=np.float32)
+        for part, table, own in zip(planes(pixels), self.tables, numbers, strict=True):
+            cv2.LUT(part, table, dst=own)
+        return torch.from_numpy(numbers)
 
 
 def as_tensor(pixels: np.ndarray) -> Tensor:

@@ -1,4 +1,4 @@
-"""NumPy's global generator lent to other draws, without reading and writing its state, which takes 0.1 ms."""
+"""NumPy's global generator for other draws, without reading and writing its state, which takes 0.1 ms."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+from numpy.random import mtrand
 
 STATE_BYTES = 625 * 4  # MT19937: 624 words, and the place among them
 
-_spare: list[np.random.MT19937] = []  # generators to draw from; one is in use for each level of nesting
-_nothing_waits = b""  # the state of the outer one when it was last seen to keep no normal number back
+_spare: list[
+    np.random.MT19937
+] = []  # generators to draw from; one is in use for each level of nesting
+_nothing_waits = (
+    b""  # the state of the outer one when it was last seen to keep no normal number back
+)
 
 
 @contextmanager
@@ -23,7 +28,7 @@ def other_numpy_draws() -> Iterator[None]:
     at.
     """
     global _nothing_waits
-    outer = np.random.get_bit_generator()
+    outer = mtrand.get_bit_generator()
     seen = _words(outer)
     whole = None
     if not seen or seen != _nothing_waits:
@@ -33,11 +38,11 @@ def other_numpy_draws() -> Iterator[None]:
         else:
             _nothing_waits = seen
     own = _spare.pop() if _spare else np.random.MT19937(0)
-    np.random.set_bit_generator(own)
+    mtrand.set_bit_generator(own)
     try:
         yield
     finally:
-        np.random.set_bit_generator(outer)
+        mtrand.set_bit_generator(outer)
         if whole is not None:
             np.random.set_state(whole)
         _spare.append(own)

@@ -30,7 +30,8 @@ VIEW, SHUFFLE, MIX, STEP, INIT = range(5)
 
 def derive(*key: int) -> np.ndarray:
     """Three 32-bit words that are a function of `key` (non-negative integers) alone."""
-    return np.random.SeedSequence(key).generate_state(3)
+    words = np.array(key, dtype=np.uint32) if max(key, default=0) < 1 << 32 else key
+    return np.random.SeedSequence(words).generate_state(3)
 
 
 @contextmanager
