@@ -29,6 +29,8 @@ def make_parser() -> Parser:
     pack.add_argument("--dataset", default="imagefolder", help="what SOURCE is, as in srd train")
     pack.add_argument("--side", type=int, metavar="N", help="resize the shorter side to N pixels")
     pack.add_argument("--quality", type=int, metavar="Q", help="of resized pictures (90)")
+    text = "leave resized pictures uncompressed: several times larger, and nothing to decode"
+    pack.add_argument("--uncompressed", action="store_true", help=text)
     pack.add_argument("--skip-broken", action="store_true", help="leave broken pictures out")
     return parser
 
@@ -46,13 +48,15 @@ def run(arguments: Sequence[str]) -> None:
         raise UserError(f"--quality {flags.quality}: from 1 to 100")
     if flags.quality is not None and flags.side is None:
         raise UserError("--quality has no effect without --side: files are kept as they are")
+    if flags.uncompressed and (flags.side is None or flags.quality is not None):
+        raise UserError("--uncompressed needs --side, and goes without --quality")
     # torchvision takes seconds to import: mistakes in the command are told before
     from srd.config.fields import Data
     from srd.data.packing import Packing, pack
     from srd.data.sources import check_known
 
     check_known(flags.dataset)
-    packing = Packing(flags.side, flags.quality or 90)
+    packing = Packing(flags.side, None if flags.uncompressed else flags.quality or 90)
     data = Data(dataset=flags.dataset, path=flags.source or None)
     out = Path(flags.out).expanduser()
     show = _progress()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ SCALES = (8, 4, 2)  # of the parts of a side that libjpeg decodes to with vector
 BASELINE = (0xC0, 0xC1)  # Huffman-coded, in one pass
 END = b"\xff\xd9"
 SPARE_ROWS = 2  # colours of half the size are smoothed into the rows beside them
+BARE = re.compile(rb"P6\n(\d{1,5}) (\d{1,5})\n255\n")
 SMALL_REST = 16  # rows that are unpacked together
 
 
@@ -75,6 +77,22 @@ class Encoded:
         return head
 
     @cached_property
+    def bare(self) -> np.ndarray | None:
+        """(H, W, 3) of a PPM file as Pillow writes it, which are its own bytes; None of others.
+
+        Raises:
+            TooLarge: it has more than a picture may.
+        """
+        found = BARE.match(self.data) if self.mode in (None, "RGB") else None
+        if found is None:
+            return None
+        width, height = int(found[1]), int(found[2])
+        check_size(width, height)
+        if len(self.data) != found.end() + 3 * width * height:
+            return None
+        return np.frombuffer(self.data, np.uint8, offset=found.end()).reshape(height, width, 3)
+
+    @cached_property
     def image(self) -> Image.Image:
         """As Pillow reads it; raises as `read_image`."""
         file, prepare = io.BytesIO(self.data), prepared(self.turn, self.mode)
@@ -94,7 +112,7 @@ class Encoded:
         """
         head = self.head
         if head is None:
-            return np.asarray(self.image), 1
+            return (np.asarray(self.image) if self.bare is None else self.bare), 1
         import simplejpeg
 
         top, _, height, width = box
@@ -135,7 +153,7 @@ class Encoded:
     def size(self) -> tuple[int, int]:
         """Height and width, as it will be seen."""
         if self.head is None:
-            width, height = self.image.size
+            height, width = self.image.size[::-1] if self.bare is None else self.bare.shape[:2]
             return height, width
         turned = self.turn and self.head.orientation >= 5
         return self.head[:2] if turned else (self.head.height, self.head.width)

@@ -89,6 +89,15 @@ class Released:
         return np.asarray(self.step(image))
 
 
+class Outline(Image.Image):
+    """All that the draws of a crop see of a picture."""
+
+    mode, size = "RGB", (0, 0)
+
+    def __init__(self, width: int, height: int) -> None:
+        self.size = width, height
+
+
 class Crop:
     """A random part of a picture in another size: timm's, or torchvision's.
 
@@ -104,7 +113,7 @@ class Crop:
             height, width = _decoded(picture.size)
         else:
             width, height = picture.size
-        like = torch.empty(1).expand(3, height, width)  # all that the draws see of it
+        like = Outline(width, height)
         top, left, *crop = self.step.get_params(like, self.step.scale, self.step.ratio)
         several = isinstance(self.step.interpolation, (list, tuple))  # of which timm draws one
         mode = random.choice(self.modes) if several else self.modes[0]
@@ -132,7 +141,7 @@ def resized(
         return np.asarray(
             image.resize((size[1], size[0]), Image.Resampling[mode.upper()], box=part)
         )
-    cut = np.ascontiguousarray(pixels[top : top + height, left : left + width])
+    cut = np.array(pixels[top : top + height, left : left + width], order="C")
     # With its strides torch sees channels last, which is what its code for bytes takes.
     images = torch.from_numpy(cut.reshape(1, height, width, 3).transpose(0, 3, 1, 2))
     images = F.interpolate(images, size, mode=mode, antialias=True, align_corners=False)

@@ -38,11 +38,11 @@ class Packing:
 
     Args:
         side: pixels that the shorter side of larger ones is resized to; None: files as they are.
-        quality: of the JPEG files that resized ones become.
+        quality: of the JPEG files that resized ones become; None: PPM files, not compressed.
     """
 
     side: int | None = None
-    quality: int = 90
+    quality: int | None = 90
 
     def content(self, picture: Encoded | Image.Image) -> bytes:
         """The file of a picture, which is decoded to see that it can be; raises BROKEN_IMAGE."""
@@ -56,6 +56,8 @@ class Packing:
         factor = side / min(image.size)
         width, height = (max(side, round(factor * length)) for length in image.size)
         small = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+        if self.quality is None:
+            return _file(small, "PPM")
         return _file(small, "JPEG", quality=self.quality)
 
 

@@ -38,9 +38,13 @@ class OpenedFile:
         """The `count` bytes from `offset` on."""
         if not 0 <= offset <= offset + count <= self.size:
             raise Refused("is damaged: cut short, it claims more data than it has; fetch it again")
-        data = bytearray(count)
-        self.read_into(offset, memoryview(data))
-        return bytes(data)
+        self.raw.seek(offset)
+        data = self.raw.read(count) or b""
+        if len(data) < count:  # one call reads 2 GiB at most
+            rest = bytearray(count - len(data))
+            self.read_into(offset + len(data), memoryview(rest))
+            data += rest
+        return data
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` (of bytes) with those from `offset` on."""
