@@ -24,9 +24,13 @@ from srd.data.image_source import (
 from srd.data.picture_costs import check_file, check_size
 from srd.data.picture_tags import EXIF, exif_of_jpeg
 
-SCALES = (8, 4, 2)  # of the parts of a side that libjpeg decodes to with vector instructions
+# Of the parts of a side that libjpeg decodes to with vector instructions; a half saves less than the
+# resize from it costs, which begins between pixels.
+SCALES = (8, 4)
 BASELINE = (0xC0, 0xC1)  # Huffman-coded, in one pass
+EIGHT = b"\x08"  # bits of a value
 END = b"\xff\xd9"
+LEFT_OVER = "extraneous bytes before marker"  # libjpeg's words for pixels after the last row
 SPARE_ROWS = 2  # colours of half the size are smoothed into the rows beside them
 BARE = re.compile(rb"P6\n(\d{1,5}) (\d{1,5})\n255\n")
 SMALL_REST = 16  # rows that are unpacked together
@@ -99,7 +103,7 @@ class Encoded:
         return read_image(file, prepare, self.read_as, name=self.name)
 
     def pixels(self, box: Sequence[int], least: tuple[int, int]) -> tuple[np.ndarray, int]:
-        """Bytes (H, W, 3), and the number that their sides were divided by, 1, 2, 4 or 8.
+        """Bytes (H, W, 3), and the number that their sides were divided by, 1, 4 or 8.
 
         What the fast decoder does not take without a warning, Pillow reads, or refuses.
 
@@ -120,26 +124,30 @@ class Encoded:
         scale = next((scale for scale in SCALES if shrunk >= scale), 1)
         turned = self.turn and head.orientation != 1
         data, rows = (self.data, head.height) if turned else self._upper(top + height)
+        size = -(-rows // scale), -(-head.width // scale)
+        pixels = np.empty((*size, 3), dtype=np.uint8)
         try:
-            decoded: np.ndarray = simplejpeg.decode_jpeg(
+            simplejpeg.decode_jpeg(
                 data,
                 # coarser in a step or two of 256, which averages out where pixels become fewer
                 fastdct=shrunk >= 1,
                 fastupsample=shrunk >= 1,
-                min_height=-(-rows // scale),
-                min_width=-(-head.width // scale),
+                min_height=size[0],
+                min_width=size[1],
                 min_factor=scale,
-                strict=data is self.data,  # what is left out would be one
+                buffer=pixels,
             )
-        except ValueError:  # damaged, or rare: Pillow knows
-            return np.asarray(self.image), 1
-        return (_turned(decoded, head.orientation) if turned else decoded), scale
+        except ValueError as error:
+            if data is self.data or LEFT_OVER not in str(error):  # damaged, or rare: Pillow knows
+                return np.asarray(self.image), 1
+        return (_turned(pixels, head.orientation) if turned else pixels), scale
 
     def _upper(self, rows: int) -> tuple[bytes | bytearray, int]:
         """A file that says to have little more than so many rows, and how many; all of a small rest.
 
-        A JPEG file is unpacked from its start on, so the rest costs nothing. A file that does not end as
-        such files do is given whole: Pillow refuses those that were cut short.
+        A JPEG file is unpacked from its start on, so what follows costs nothing; the decoder tells of it
+        after all pixels. A file that does not end as such files do is given whole: Pillow refuses those
+        that were cut short.
         """
         head = self.head
         assert head is not None
@@ -179,7 +187,12 @@ def read_head(data: bytes) -> JpegHead | None:
     place, frame, tagged = 2, 0, False
     while data[:2] == b"\xff\xd8" and place + 4 <= len(data) and data[place] == 0xFF:
         marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
-        if marker in BASELINE and not frame and length >= 8 and data[place + 4] == 8:
+        if (
+            marker in BASELINE
+            and not frame
+            and length >= 8
+            and data[place + 4 : place + 5] == EIGHT
+        ):
             frame = place + 5
         elif marker == 0xDA:
             return _head_of(data, frame, data[place + 4 : place + 5], tagged)

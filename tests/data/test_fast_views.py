@@ -149,12 +149,26 @@ def test_an_operation_is_timms(name: str) -> None:
                 assert apart.max() <= 3
 
 
+def test_rows_below_the_crop_are_not_unpacked_and_the_others_are_the_same(folder: Path) -> None:
+    """Rounding differs only where pixels become fewer."""
+    fewer = 0
+    for path in sorted(folder.glob("train/*/*.jpg")):
+        picture = Encoded(path.read_bytes(), turn=True)
+        (height, width), whole = picture.size(), np.asarray(picture.image)
+        for top, rows in ((0, height // 3), (height // 3, height // 3), (5, height - 5)):
+            pixels, scale = picture.pixels((top, 0, rows, width), (height + 1, width + 1))
+            fewer += len(pixels) < height
+            assert scale == 1 and (pixels[: top + rows] == whole[: top + rows]).all()
+    assert fewer >= 16
+
+
 def test_files_that_pillow_refuses_are_refused(folder: Path, tmp_path: Path) -> None:
     whole = (folder / "train" / "a" / "4.jpg").read_bytes()
     damaged = {"cut": whole[: len(whole) // 2], "none": b"no picture", "head": whole[:100]}
     zeroed = bytearray(whole)
     zeroed[len(whole) // 2 :] = bytes(len(whole) - len(whole) // 2)
     damaged["zeroed"] = bytes(zeroed)
+    damaged["marker"] = whole[:-400] + b"\xff\x05" + whole[-398:]  # below most crops
     target = tmp_path / "train" / "a"
     target.mkdir(parents=True)
     for name, content in damaged.items():

@@ -74,6 +74,22 @@ def test_larger_pictures_are_resized_upright(photos: Path, tmp_path: Path) -> No
     assert small.data == (photos / "train" / "dog" / "2.jpg").read_bytes()
 
 
+def test_uncompressed_pictures_are_read_from_their_bytes(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bare"
+    run(["pack", str(photos), str(out), "--side", "32", "--uncompressed"])
+    train = open_splits(Data(path=str(out)), training=True).train
+    assert train is not None
+    for index in range(4):  # the last is small, and kept as it was
+        packed, image = encoded(train, index)[0], train.load(index)[0]
+        assert isinstance(packed, Encoded) and packed.bare is not None
+        assert packed.size() == packed.bare.shape[:2]
+        assert (packed.pixels((0, 0, 9, 9), (9, 9))[0] == np.asarray(image)).all()
+        for wrong in (packed.data[:-1], packed.data[:9], b"P6\n0 0\n255\n"):
+            with pytest.raises((OSError, ValueError)):
+                Encoded(wrong).size()
+    assert encoded(train, 4)[0].bare is None  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -115,6 +131,7 @@ def test_broken_pictures_are_left_out_and_told(
         (["--side", "0"], "--side 0: from 1 to"),
         (["--side", "8", "--quality", "101"], "--quality 101: from 1 to 100"),
         (["--quality", "80"], "--quality has no effect without --side"),
+        (["--uncompressed"], "--uncompressed needs --side, and goes without --quality"),
         (["--dataset", "imagefolders"], "is unknown.*imagefolder"),
         (["--sise", "8"], "unknown argument --sise.*--side"),
     ],

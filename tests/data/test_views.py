@@ -132,6 +132,16 @@ def test_seeded_follows_its_key_and_leaves_nothing_behind() -> None:
         assert all(one != other for one, other in zip(draws(), inside, strict=True))
 
 
+def test_seeded_inside_seeded_leaves_its_draws_alone() -> None:
+    with seeded(1):
+        expected = [draws(), draws()]
+    with seeded(1):
+        seen = [draws()]
+        with seeded(2):
+            draws()
+        assert [*seen, draws()] == expected
+
+
 def test_seeded_puts_the_states_back_after_an_error() -> None:
     before = generator_states()
     with pytest.raises(RuntimeError), seeded(1):
