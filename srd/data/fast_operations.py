@@ -15,7 +15,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from timm.data import auto_augment as timms
@@ -186,17 +185,17 @@ def moved(
     whole = np.floor(distance)
     cubic = chosen(resample) == Image.Resampling.BICUBIC
     part = (PARTS * (distance - whole)).astype(np.int64).clip(max=PARTS - 1)
-    table = (CUBIC if cubic else LINEAR)[:, part]
+    table = (CUBIC if cubic else LINEAR)[part]
     # Four neighbours of every pixel, the first of them one to the left; the edges go on outside.
     start = whole.astype(np.int64) - 1
     left, right = max(0, -start.min()), max(0, 3 + start.max())
     wide: Any = cv2.copyMakeBorder(pixels, 0, 0, left, right, cv2.BORDER_REPLICATE)
-    near = torch.from_numpy(_windows(wide, 3 * (left + start), 3 * (width + 3))).to(torch.int16)
-    total = torch.full((height, 3 * width), WHOLE // 2, dtype=torch.int16)
-    for place, weight in enumerate(torch.from_numpy(table)):
-        total.addcmul_(near[:, 3 * place : 3 * (place + width)], weight)
-    total >>= WHOLE.bit_length() - 1
-    seen: Pixels = total.clamp_(0, 255).to(torch.uint8).numpy().reshape(pixels.shape)
+    near = _windows(wide, 3 * (left + start), 3 * (width + 3)).astype(np.int16)
+    each, across = near.strides
+    shape, strides = (height, 4, 3 * width), (each, 3 * across, across)
+    total = np.einsum("hk,hkn->hn", table, np.ndarray(shape, np.int16, near, 0, strides))
+    total.clip(0, 255 * WHOLE, out=total)
+    seen: Any = cv2.convertScaleAbs(total, alpha=1 / WHOLE).reshape(pixels.shape)
     # where the middle of a pixel comes from outside
     first = np.floor(distance + 0.5).astype(np.int64) + (width + 2)
     outside = _windows(_edges(height, width), first, width)
@@ -225,10 +224,10 @@ def _plain(size: tuple[int, int], colour: tuple[int, ...]) -> Pixels:
 
 
 def _in_all(*weights: NDArray[np.float64]) -> NDArray[np.int16]:
-    """Weights of neighbours, (4, PARTS, 1) in all `WHOLE`: the last is what the others leave."""
-    rounded = np.round(WHOLE * np.stack([*weights, 0 * weights[0]])).astype(np.int16)
-    rounded[3] = WHOLE - rounded.sum(0)
-    return rounded[..., None]
+    """Weights of neighbours, (PARTS, 4), in all `WHOLE`: the last is what the others leave."""
+    rounded = np.round(WHOLE * np.stack([*weights, 0 * weights[0]], axis=1)).astype(np.int16)
+    rounded[:, 3] = WHOLE - rounded.sum(1)
+    return rounded
 
 
 PARTS = 256  # of a pixel
