@@ -211,8 +211,10 @@ class Runs:
             return read_tested(path)
         reported = replace(config, data=replace(config.data, select_fraction=None))
         result = folder.finished() or {}
-        selected, last = (measured(reported, file) for file in (folder.best, folder.last))
+        last = selected = measured(reported, folder.last)
         rows = read_metrics(folder.metrics, "eval")
+        if rows[-1]["epoch"] != result["best_epoch"]:
+            selected = measured(reported, folder.best)
         shown = self.study.shows == "shift_error"
         shifts = shift_error_of(reported, folder.last) if shown else ShiftError(None, None)
         search = variant.search
