@@ -63,7 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("folder")
     parser.add_argument("model")
     for name, value in {
-        "image-size": 224, "batch-size": 32, "epochs": 100, "lr": 7.1e-4, "seed": 0, "workers": 0,
+        "image-size": 224, "batch-size": 32, "epochs": 100, "lr": 2.8e-3, "seed": 0, "workers": 0,
     }.items():  # fmt: skip
         parser.add_argument(f"--{name}", type=type(value), default=value)
     return parser

@@ -24,7 +24,7 @@ Doing = Literal["student", "teacher", "evaluation"]
 IDLE: dict[Doing, tuple[str, ...]] = {
     "teacher": (
         "model.name", "model.freeze_backbone", "data.unlabelled", "distill.", "teacher.recipe",
-        "teacher.mean", "teacher.std", "teacher.evaluate", "cache.",
+        "teacher.image_size", "teacher.mean", "teacher.std", "teacher.evaluate", "cache.",
     ),
     "evaluation": (
         "preset", "compile", "deterministic", "resume", "extend", "slim", "track",

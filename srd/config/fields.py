@@ -135,6 +135,7 @@ class Teacher:
     name: str = "regnety_160.deit_in1k"
     checkpoint: PathText | None = None
     recipe: PathText | None = None  # without `checkpoint`: a YAML file that trains it first, once
+    image_size: ImageSize | None = None  # to which its images are resized; None: as the student's
     mean: Channels | None = None  # of the images it expects; None: as its run or timm says
     std: tuple[Positive, Positive, Positive] | None = None
     evaluate: bool | None = None  # before training; None: on 2,000 validation images, True: on all

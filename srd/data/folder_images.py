@@ -168,8 +168,7 @@ class FolderImages:
         self._left_out: Counter[str] = Counter()
         if not folder.is_dir():
             raise UserError(
-                f"no images at {root}: looked for {folder}/<class>/<image>; set --data-path, "
-                "or use --dataset digits, which needs no files"
+                f"no images at {root}: looked for {folder}/<class>/<image>; {_advice(Path(root))}"
             )
         try:
             images = ClassFolders(folder, is_valid_file=self._takes, allow_empty=True)
@@ -218,3 +217,14 @@ class FolderImages:
 
     def name(self, index: int) -> str:
         return self._samples[index][0]
+
+
+def _advice(root: Path) -> str:
+    """How to go on where there are no class folders."""
+    try:
+        flat = any(is_picture(name) for name in os.listdir(root.expanduser()))
+    except OSError:
+        flat = False
+    if flat:
+        return "pictures without classes teach a student by --unlabelled"
+    return "set --data-path, or use --dataset digits, which needs no files"

@@ -21,6 +21,7 @@ from srd.models.students import find
 from srd.models.timm_models import MISFITS
 
 PRETRAINED = "pretrained"
+LAYERS = (nn.Linear, nn.Conv2d)  # that a head ends in; with a parametrization they are other types
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,10 @@ def _released(name: str, what: str) -> Path:
 def load_fitting(model: nn.Module, weights: Mapping[str, Tensor], source: Any, what: str) -> Fit:
     """Load weights of the same network, of other classes or another image size too.
 
-    A head for other classes stays as it was built. Positions and the like are resized by the
-    network's own rule (`checkpoint_filter_fn` beside its class, which is timm's convention).
+    A head for other classes starts at zero, so that no random head disturbs what was learned
+    (Kolesnikov et al., Big Transfer, 2020): some of timm's begin with logits of 10. Positions and
+    the like are resized by the network's own rule (`checkpoint_filter_fn` beside its class, which is
+    timm's convention).
 
     Args:
         source: where the weights are from, and `what`: the network, for the message.
@@ -139,7 +142,17 @@ def load_fitting(model: nn.Module, weights: Mapping[str, Tensor], source: Any, w
     fitted = with_counters(fitted, own)
     explain_mismatch(own, fitted, source, what)
     model.load_state_dict(fitted)
+    if new_head:
+        _clear_heads(model)
     return Fit(head_names(model) if new_head else (), tuple(resized))
+
+
+def _clear_heads(model: nn.Module) -> None:
+    """Make every head say 0: its last layer, and no norm before it, which could not learn then."""
+    for name in head_names(model):
+        layers = [m for m in model.get_submodule(name).modules() if type(m) in LAYERS]
+        for value in layers[-1].parameters() if layers else ():
+            nn.init.zeros_(value)
 
 
 def _of_channels(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:

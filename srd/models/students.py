@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from srd.errors import UserError
@@ -19,6 +20,7 @@ from srd.models import cifar, cifar_parts, timm_models
 from srd.models.outputs import Output, Read
 
 GROUP = "srd.students"
+NORMS = (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,31 @@ def create_network(
         in_chans=in_chans,
     )  # fmt: skip
     return network, timm_models.read
+
+
+def is_batch_normed(
+    name: str, *, image_size: int, role: str = "student", in_chans: int = 3
+) -> bool:
+    """Whether all norms on a network's maps are batch norms; it is built without memory if it can be.
+
+    Raises:
+        UserError: as `create_network`.
+    """
+
+    def build() -> nn.Module:
+        return create_network(
+            name, num_classes=2, image_size=image_size, role=role, in_chans=in_chans
+        )[0]
+
+    try:
+        with torch.device("meta"):
+            network = build()
+    except UserError:
+        raise
+    except Exception:  # some networks compute with their buffers, which have no data there
+        network = build()
+    norms = [m for m in network.modules() if isinstance(m, NORMS)]
+    return bool(norms) and all(isinstance(norm, nn.BatchNorm2d) for norm in norms)
 
 
 def find(name: str, *, role: str = "student") -> Builder | None:

@@ -103,14 +103,14 @@ def load_teacher(
     find(name, role="teacher")  # an unknown name is told before a missing file
     file = weights_of(teacher)
     source = partial(_from_file, file) if file else _from_hub
-    size = None
+    size = teacher.image_size
     try:
-        opened, frozen = _open(source, teacher, name, num_classes, image_size, given)
+        opened, frozen = _open(source, teacher, name, num_classes, size or image_size, given)
     except CannotRead as error:
-        if (size := error.size) is None:
+        if size is not None or (size := error.size) is None:
             raise
         opened, frozen = _open(source, teacher, name, num_classes, size, given)
-        frozen.size = size
+    frozen.size = size
     return LoadedTeacher(
         model=frozen,
         name=name,
@@ -118,7 +118,7 @@ def load_teacher(
         sha256=opened.sha256,
         knows_classes=not opened.fit.new_head,
         class_names=_class_names(opened.content),
-        notes=tuple(_notes(opened.fit, name, num_classes, image_size, size)),
+        notes=tuple(_notes(opened, name, num_classes, image_size, size)),
     )
 
 
@@ -246,8 +246,9 @@ def _from_hub(name: str, num_classes: int, image_size: int) -> _Opened:
 
 
 def _notes(
-    fit: Fit, name: str, num_classes: int, image_size: int, size: int | None
+    opened: _Opened, name: str, num_classes: int, image_size: int, size: int | None
 ) -> Iterator[str]:
+    fit, trained_at = opened.fit, _section(opened.content, "model").get("image_size")
     if fit.new_head:
         yield (
             f"the teacher {name} has no head for the {num_classes} classes of the data: it teaches "
@@ -257,14 +258,24 @@ def _notes(
         yield f"the teacher {name}: {', '.join(fit.resized)} resized for {size or image_size} pixels"
     if size is not None:
         yield f"the teacher {name} reads {size}x{size} pixels: images are resized for it"
+    elif isinstance(trained_at, int) and trained_at != image_size:
+        yield (
+            f"the teacher {name} was trained on {trained_at}x{trained_at} pixels and reads "
+            f"{image_size}x{image_size}: --set teacher.image_size={trained_at} resizes images for it"
+        )
 
 
 def _class_names(content: Mapping[str, Any]) -> list[str] | None:
     """What one of our own runs was trained on, as its checkpoint says."""
-    config = content.get("config")
-    identity = config.get("identity") if isinstance(config, dict) else None
-    names = identity.get("class_names") if isinstance(identity, dict) else None
+    names = _section(content, "identity").get("class_names")
     return [str(name) for name in names] if isinstance(names, list) else None
+
+
+def _section(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A section of the settings in one of our own checkpoints; an empty one elsewhere."""
+    config = content.get("config")
+    section = config.get(name) if isinstance(config, dict) else None
+    return section if isinstance(section, dict) else {}
 
 
 def _recorded(content: Mapping[str, Any], source: str) -> Normalization | None:
@@ -273,9 +284,8 @@ def _recorded(content: Mapping[str, Any], source: str) -> Normalization | None:
     Raises:
         UserError: they are no such numbers.
     """
-    data = content.get("config", {})
-    data = data.get("data", {}) if isinstance(data, dict) else {}
-    if not isinstance(data, dict) or not {"mean", "std"} <= set(data):
+    data = _section(content, "data")
+    if not {"mean", "std"} <= set(data):
         return None
     given = {name: data[name] for name in ("mean", "std")}
     checked = build(Data, [Layer(f"the settings in {source}", given)])

@@ -30,7 +30,7 @@ from srd.method.losses import LOSSES
 from srd.run.folder import RunFolder
 from srd.run.log import read_metrics
 from srd.strict import STRICT
-from srd.study.studies import Study, Variant
+from srd.study.studies import SHARED, Study, Variant
 from srd.training.train import train
 
 SELECT_FRACTION = 0.2  # where the configuration holds nothing out itself
@@ -153,7 +153,7 @@ class Runs:
         settings = {**variant.settings, **self.cached(variant, seed)}
         if variant.search is not None:
             settings[variant.search.key] = self.searched_value(variant.search.key, factor)
-        name = f"{self.name}/{folder_name(variant, factor)}_seed{seed}"
+        name = f"{self.place(variant, factor)}_seed{seed}"
         config = self.configured(settings, name, seed)
         folder = RunFolder(config.output, config.name)
         if folder.config.is_file():
@@ -164,6 +164,13 @@ class Runs:
                     "--output, or remove it"
                 )
         return config, folder
+
+    def place(self, variant: Variant, factor: float) -> str:
+        """Where a variant's runs are: some are every study's, unless it measures more than others."""
+        for name, settings in SHARED.items():
+            if variant.settings == settings and self.study.shows != "shift_error":
+                return f"shared/{folder_name(name, factor)}"
+        return f"{self.name}/{folder_name(variant.label, factor)}"
 
     def trained(self, variant: Variant, factor: float, seed: int) -> tuple[Config, RunFolder]:
         """The finished run of a variant."""
@@ -204,8 +211,10 @@ class Runs:
             return read_tested(path)
         reported = replace(config, data=replace(config.data, select_fraction=None))
         result = folder.finished() or {}
-        selected, last = (measured(reported, file) for file in (folder.best, folder.last))
+        last = selected = measured(reported, folder.last)
         rows = read_metrics(folder.metrics, "eval")
+        if rows[-1]["epoch"] != result["best_epoch"]:
+            selected = measured(reported, folder.best)
         shown = self.study.shows == "shift_error"
         shifts = shift_error_of(reported, folder.last) if shown else ShiftError(None, None)
         search = variant.search
@@ -244,9 +253,9 @@ def read_tested(path: Path) -> Tested:
         raise UserError(f"{path} is damaged ({reason}): remove it, and it is made again") from None
 
 
-def folder_name(variant: Variant, factor: float) -> str:
+def folder_name(label: str, factor: float) -> str:
     """`layer`, or `layer_x4` where a searched setting is another than the configuration's."""
-    plain = re.sub(r"[^a-z0-9]+", "_", variant.label.partition(" (")[0].lower()).strip("_")
+    plain = re.sub(r"[^a-z0-9]+", "_", label.partition(" (")[0].lower()).strip("_")
     return plain if factor == 1 else f"{plain}_x{factor:g}"
 
 

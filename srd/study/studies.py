@@ -14,6 +14,8 @@ Shown = Literal["selected", "effective_rank", "correlation", "shift_error"]
 WEIGHTS = (0.25, 1.0, 4.0)  # factors of a searched setting, the same number for everybody
 RATES = (0.5, 1.0, 2.0)
 ALONE: Mapping[str, Any] = {"distill.loss": {"name": "none"}}
+PAPER: Mapping[str, Any] = {"distill.loss": {"name": "ablation"}}  # of which others exchange a part
+SHARED = {"alone": ALONE, "paper": PAPER}  # by folder: variants that several studies look at
 CNN, TRANSFORMER = "from a CNN", "from a transformer"  # variants that differ in their teachers
 
 
@@ -88,6 +90,11 @@ def exchanged(label: str, **settings: Any) -> Variant:
     return with_loss(label, "ablation", **settings)
 
 
+def paper(part: str) -> Variant:
+    """The paper's loss, called by the part that the study exchanges."""
+    return exchanged(f"{part} (the paper)")
+
+
 def taught_by(label: str, teacher: str, **place: str) -> Variant:
     """The paper's loss with another teacher.
 
@@ -131,13 +138,13 @@ def views(count: int | None) -> Variant:
 NORMALISATIONS = (
     student_alone(),
     *(exchanged(name, normalisation=name) for name in ("none", "l2", "group", "layer")),
-    exchanged("batch (the paper)", normalisation="batch"),
+    paper("batch"),
 )
 PROJECTORS = (
     student_alone(),
     exchanged("frozen (first release)", projector="frozen"),
     exchanged("orthonormal", projector="orthonormal"),
-    exchanged("linear (the paper)", projector="linear"),
+    paper("linear"),
     *(exchanged(f"mlp, {n} hidden", projector="mlp", hidden_layers=n) for n in (1, 2, 3)),
 )
 
@@ -161,7 +168,7 @@ STUDIES: dict[str, Study] = {
         variants=(
             student_alone(),
             *(exchanged(name, distance=name) for name in ("l1", "l2", "correlation")),
-            exchanged("logsum (the paper)", distance="logsum"),
+            paper("logsum"),
         ),
     ),
     "alpha": Study(
@@ -169,7 +176,9 @@ STUDIES: dict[str, Study] = {
         source="table 3 of the paper",
         variants=(
             student_alone(),
-            *(exchanged(f"alpha {alpha}", alpha=float(alpha)) for alpha in range(1, 9)),
+            *(exchanged(f"alpha {alpha}", alpha=float(alpha)) for alpha in (1, 2, 3)),
+            paper("alpha 4"),
+            *(exchanged(f"alpha {alpha}", alpha=float(alpha)) for alpha in (5, 6, 7, 8)),
         ),
     ),
     "projector": Study(

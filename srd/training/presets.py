@@ -16,6 +16,7 @@ from srd.config.reading import read_config
 from srd.data.sources import open_splits
 from srd.device import choose_device
 from srd.models.initial import place_of
+from srd.models.students import is_batch_normed
 from srd.run.folder import RunFolder
 from srd.run.settings import own_settings
 
@@ -131,11 +132,14 @@ def _count(config: Config) -> int:
 def _for_data(config: Config, trained: str, images: int, settled: set[str]) -> dict[str, Any]:
     """What `small` says of so many pictures and of the machine of `config`."""
     name = config.teacher.name if trained == "teacher" else config.model.name
-    train = config.train
+    model, train = config.model, config.train
     return small(
         images,
         choose_device(config.device).type,
         batch_size=train.batch_size if "train.batch_size" in settled else None,
         epochs=train.epochs if "train.epochs" in settled else None,
-        from_weights=place_of(config.model.init, name) is not None,
+        from_weights=place_of(model.init, name) is not None,
+        batch_norms=is_batch_normed(
+            name, image_size=model.image_size, role=trained, in_chans=model.in_chans
+        ),
     )

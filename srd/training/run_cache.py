@@ -193,6 +193,8 @@ def manifest_of(config: Config, inputs: Inputs, precision: Precision) -> Manifes
         "teacher_std": settings["teacher"]["std"],
         "precision": str(precision),
     }
+    if config.teacher.image_size is not None:  # older caches do not name it
+        recipe["teacher_image_size"] = config.teacher.image_size
     exact: Literal["float32", "float64"] = (
         "float64" if precision.dtype == torch.float64 else "float32"
     )

@@ -123,6 +123,14 @@ def test_a_folder_of_something_else_is_no_data(
         open_folder(Data(path=str(root)), True)
 
 
+def test_pictures_without_classes_are_told_of_unlabelled(make_images: MakeImages) -> None:
+    root = make_images({"flat": 2}) / "flat"
+    with pytest.raises(
+        UserError, match=r"looked for .*; pictures without classes .* --unlabelled$"
+    ):
+        open_folder(Data(path=str(root)), True)
+
+
 def test_training_needs_more_than_a_validation_split(make_images: MakeImages) -> None:
     data = Data(path=str(make_images({"val/cat": 2})))
     assert len(open_splits(data, training=False).val) == 2

@@ -22,7 +22,7 @@ import yaml
 
 import resnet.main
 from deit import main as deit
-from scripts import evaluate_released, fetch_checkpoints, photographs, timm_alone
+from scripts import cifar10, evaluate_released, fetch_checkpoints, photographs, timm_alone
 from srd.cli import parse_strictly
 from srd.commands import export, predict, report
 from srd.data.digits import DigitImages
@@ -49,6 +49,7 @@ RUN: dict[str, Callable[[Sequence[str]], None]] = {
 }
 # read, and not run: they need other packages, or minutes
 PARSERS = {
+    "scripts/cifar10.py": cifar10.make_parser,
     "scripts/photographs.py": photographs.make_parser,
     "scripts/timm_alone.py": timm_alone.make_parser,
 }

@@ -41,7 +41,7 @@ def test_other_classes_get_a_new_head_and_nothing_else_is_new(
     assert (fit.new_head, fit.resized) == (heads, ()) and head_names(model) == heads
     of_head = {k for k in before if k.startswith(tuple(f"{head}." for head in heads))}
     assert same(model, other.state_dict()) == set(before) - of_head
-    assert of_head <= same(model, before)
+    assert all(not model.state_dict()[k].any() for k in of_head)
     assert str(fit) == f"a new head ({', '.join(heads)})"
 
 
@@ -127,16 +127,15 @@ def test_places_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(("classes", "told"), [(5, ""), (NEW, ", a new head (fc)")])
-def test_published_weights_leave_the_head_that_was_drawn_from_the_seed(
+def test_published_weights_leave_no_head_that_timm_drew(
     on_the_hub: Callable[[str, int], nn.Module], classes: int, told: str
 ) -> None:
     """timm would draw a head of its own, another one on every process."""
     published = on_the_hub("me/small", 5).state_dict()
     model = timm.create_model("test_resnet", num_classes=classes)
-    head = model.fc.weight.clone()
     name, sizes = "hf-hub:me/small", {"num_classes": classes, "image_size": 32}
     said = start_from("pretrained", model, name, **sizes, role="student")
     assert said == f"the student {name} starts from the published weights {name}{told}"
     foreign = {"fc.weight", "fc.bias"} if told else set()
     assert same(model, published) == set(published) - foreign
-    assert torch.equal(model.fc.weight, head) == bool(told)
+    assert model.fc.weight.any() != bool(told)

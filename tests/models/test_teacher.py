@@ -296,3 +296,24 @@ def test_a_run_that_says_no_normalisation(
     torch.save(content, tmp_path / "teacher.pth")
     with pytest.raises(UserError, match=rf"^{name} in the settings in .*teacher\.pth should"):
         load(tmp_path / "teacher.pth")
+
+
+def test_a_teacher_reads_the_size_it_is_given(teacher_file: Path) -> None:
+    own = load(teacher_file)
+    images = torch.randn(2, 3, 32, 32)
+    larger = F.interpolate(images, (48, 48), mode="bicubic", antialias=True)
+    resized = load(teacher_file, image_size=48)
+    assert resized.notes == (
+        f"the teacher {resized.name} reads 48x48 pixels: images are resized for it",
+    )
+    torch.testing.assert_close(resized(images).logits, own(larger).logits, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(resized(images).logits, own(images).logits, rtol=1e-2)
+
+
+def test_a_run_of_another_size_is_told(tmp_path: Path) -> None:
+    model = timm.create_model("regnety_002", num_classes=3).eval()
+    content = {"model": model.state_dict(), "config": {"model": {"image_size": 64}}}
+    torch.save(content, tmp_path / "weights.pth")
+    (note,) = load(tmp_path / "weights.pth", classes=3).notes
+    assert "trained on 64x64 pixels" in note and "--set teacher.image_size=64" in note
+    assert load(tmp_path / "weights.pth", classes=3, size=64).notes == ()

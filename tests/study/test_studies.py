@@ -14,12 +14,12 @@ from srd.errors import UserError
 from srd.run.folder import RunFolder
 from srd.study.results import half_interval, spread, table
 from srd.study.runs import Budget, Runs, Tested, read_tested
-from srd.study.studies import CNN, STUDIES, Study, exchanged, student_alone, views, with_teachers
+from srd.study.studies import CNN, STUDIES, Study, paper, student_alone, views, with_teachers
 
 SMALL = Study(
     question="Does it run?",
     source="no table",
-    variants=(student_alone(), exchanged("linear (the paper)", projector="linear")),
+    variants=(student_alone(), paper("linear")),
 )
 CURVES = replace(SMALL, shows="effective_rank", over_epochs=True, runs_of="small")
 
@@ -58,7 +58,7 @@ def test_a_study_from_the_command_to_its_page(
     page = (tmp_path / "small/small.md").read_text()
     assert SMALL.question in page and "srd study small" in page and "| alone |" in page
     assert (tmp_path / "small/small.png").stat().st_size > 5000
-    run = RunFolder(tmp_path, "small/linear_seed0")
+    run = RunFolder(tmp_path, "shared/paper_seed0")
     held_out = run.read_result()
     assert held_out is not None and held_out["images"] != 500
     before = run.last.stat().st_mtime_ns

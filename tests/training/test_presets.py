@@ -81,6 +81,22 @@ def test_learned_weights_get_smaller_steps(make_images: Pictures) -> None:
         assert other.optim.lr == pytest.approx(anew.optim.lr / 5, rel=0.05)
 
 
+def test_batch_norms_bear_longer_steps(make_images: Pictures) -> None:
+    data = str(make_images(COUNTS))
+    rates = {
+        name: configured(data__path=data, model__name=name).optim.lr
+        for name in ("tiny", "test_vit", "test_byobnet", "cifar_resnet8")
+    }
+    assert (
+        rates["test_byobnet"]
+        == rates["cifar_resnet8"]
+        == pytest.approx(4 * rates["tiny"], rel=0.05)
+    )
+    assert rates["tiny"] == rates["test_vit"]
+    teacher = configured(data__path=data, trained="teacher", teacher__name="test_byobnet")
+    assert teacher.optim.lr == rates["test_byobnet"]
+
+
 def test_a_run_goes_on_as_it_began_whatever_the_machine(
     make_images: Pictures, tmp_path: Path, deit: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
