@@ -16,7 +16,7 @@ MOST_IMAGES = {"cuda": 256, "cpu": 64}  # of a batch
 LEAST_IMAGES = 32  # of a batch, for the sake of its statistics
 PER_EPOCH = 25  # updates, about, until a batch has MOST_IMAGES
 RATE, FINE_RATE = 1e-3, 2e-4  # for 64 images, from random and from learned weights
-NORMED = 4  # times longer steps from random weights, which a network of batch norms bears
+NORMED = 4  # times longer steps, which a network of batch norms bears
 MEASURED = 20  # times in a run, about
 WARMUP = 20 / 300  # of the epochs: the paper's share
 
@@ -44,7 +44,7 @@ def small(
         enough = round(UPDATES[device] * batch_size / images)
         epochs = min(max(enough, LEAST_EPOCHS), MOST_EPOCHS[device])
     # AdamW's steps are of one length, so the rate grows with the root of the batch
-    rate = FINE_RATE if from_weights else RATE * (NORMED if batch_norms else 1)
+    rate = (FINE_RATE if from_weights else RATE) * (NORMED if batch_norms else 1)
     rate = float(f"{rate * (batch_size / 64) ** 0.5:.2g}")
     between = max(1, epochs // MEASURED)
     return {
