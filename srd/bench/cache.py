@@ -64,7 +64,7 @@ def measure(sizes: Sizes, device: torch.device) -> Iterator[Line]:
                 alone()
 
         calls = {"alone": student, "online": online, "recording": recording, "replay": replay}
-        times = in_turn(calls, seconds=2 * sizes.seconds, device=device)
+        times = in_turn(calls, seconds=2 * sizes.seconds, device=device, warm_up=False)
         row_bytes = open_cache(folder, teacher, shapes).shelf.layout.row_bytes
     for ours, reference, note in (
         ("online", "alone", "without a cache; reference: without a teacher"),
