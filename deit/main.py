@@ -17,6 +17,7 @@ from typing import Any, Literal
 from srd.cli import Parser, parse_strictly
 from srd.commands.settings import add_settings, given, shared
 from srd.errors import UserError, exit_code
+from srd.libraries import importing
 
 
 def make_parser(prog: str = "deit/main.py") -> Parser:
@@ -84,17 +85,17 @@ def run(arguments: Sequence[str], prog: str = "deit/main.py") -> None:
         raise UserError("--checkpoint is for evaluation; to go on from a file use --resume FILE")
     if flags.sweep or flags.sweep_print:
         return run_sweep(flags, arguments)
-    config = configure(flags)
-    # torch and timm take seconds to import: mistakes in the command are told before
+    with importing():  # takes seconds: mistakes in the command are told before
+        config = configure(flags)
+        if model:
+            from srd.training.presets import configure_training
+            from srd.training.train import train
+        else:
+            from srd.evaluation.of_checkpoint import evaluate_checkpoint
     if model:
-        from srd.training.presets import configure_training
-        from srd.training.train import train
-
         config, notes = configure_training(*layers_of(flags), model)
         train(config, model, notes)
     else:
-        from srd.evaluation.of_checkpoint import evaluate_checkpoint
-
         evaluate_checkpoint(config, flags.checkpoint)
 
 

@@ -15,6 +15,7 @@ from srd.config.layers import Layer, build
 from srd.errors import UserError, exit_code, warn
 from srd.files.locate import recipe_file
 from srd.installed import need_extra
+from srd.libraries import importing
 
 
 def make_parser() -> Parser:
@@ -71,7 +72,8 @@ def run(arguments: Sequence[str]) -> None:
     for name in options.without_effect():
         warn(f"{name} has no effect in a test")
     need_extra("resnet", "torchdistill", what="torchdistill's YAML files")
-    from resnet.train import run
+    with importing():
+        from resnet.train import run
 
     run(options)
 

@@ -21,6 +21,7 @@ ROOMS = {
     "device": {"errors"},
     "distributed": {"errors"},
     "installed": {"errors"},
+    "libraries": set(),
     "method": {"strict", "errors", "distributed"},
     "config": {"strict", "errors", "method"},
     "files": {"errors", "printable"},
@@ -48,7 +49,7 @@ ROOMS = {
     },
     "commands": {
         "bench", "cache", "cli", "config", "data", "device", "errors", "export", "files",
-        "installed", "printable", "report", "run", "study", "training",
+        "installed", "libraries", "printable", "report", "run", "study", "training",
     },
     "__init__": {"errors", "files", "installed", "method", "models", "training"},
     "__main__": {"commands"},

@@ -27,8 +27,6 @@ from srd.models.teacher import LoadedTeacher
 from srd.training.cached_teacher import CachedTeacher
 from srd.training.task import DistillationTask
 
-STEPS = {"cpu": 4, "cuda": 24}  # of an epoch
-
 
 def measure(sizes: Sizes, device: torch.device) -> Iterator[Line]:
     """Epochs of the same batch in memory; a cached one ends when all is written and closed."""
@@ -37,7 +35,7 @@ def measure(sizes: Sizes, device: torch.device) -> Iterator[Line]:
     teacher = random_teacher(sizes, precision)
     task = our_task(config, teacher, precision)
     step, alone = stepping(task, config, precision, batch), our_step(config, None, precision, batch)
-    steps = STEPS[device.type]
+    steps = sizes.steps
     shapes = Shapes(
         fields={"features": (teacher.width("features", sizes.image_size),), "logits": (CLASSES,)},
         dtype="float16",
@@ -66,7 +64,7 @@ def measure(sizes: Sizes, device: torch.device) -> Iterator[Line]:
                 alone()
 
         calls = {"alone": student, "online": online, "recording": recording, "replay": replay}
-        times = in_turn(calls, seconds=2 * sizes.seconds, device=device)
+        times = in_turn(calls, seconds=2 * sizes.seconds, device=device, warm_up=False)
         row_bytes = open_cache(folder, teacher, shapes).shelf.layout.row_bytes
     for ours, reference, note in (
         ("online", "alone", "without a cache; reference: without a teacher"),

@@ -23,6 +23,7 @@ from srd.distributed import processes
 from srd.models.students import open_student
 
 PROCESSES = 2
+ROUNDS = 3  # the same number in all processes
 
 
 def measure(sizes: Sizes, device: torch.device) -> Iterator[Line]:
@@ -87,7 +88,7 @@ def _one_of_them(kind: str, result: str, text: str) -> None:
     with processes.joined(device):
         share = replace(sizes, batch_size=max(2, sizes.batch_size // PROCESSES))
         calls = {"ours": student_step(share, device), "reference": _plain_step(share, device)}
-        times = in_turn(calls, seconds=0, rounds=5, device=device)  # the same number everywhere
+        times = in_turn(calls, seconds=0, rounds=ROUNDS, device=device)
         if processes.is_main():
             Path(result).write_text(json.dumps(times))
 

@@ -18,6 +18,7 @@ class Sizes:
     Args:
         seconds: for each comparison; it makes at least three rounds.
         images: pictures in the files that are read.
+        steps: of an epoch that is cached.
         state_mb: megabytes of a checkpoint.
     """
 
@@ -27,14 +28,15 @@ class Sizes:
     image_size: int = 224
     batch_size: int = 16
     images: int = 64
+    steps: int = 4
     state_mb: int = 287
     resnets: tuple[str, str] = ("resnet34", "resnet18")  # teacher, student
 
 
 SIZES = {
     "full": Sizes(seconds=40),
-    "quick": Sizes(seconds=5, teacher="regnety_016", batch_size=4, images=24),
-    "gpu": Sizes(seconds=15, batch_size=256, images=512),
+    "quick": Sizes(seconds=2, teacher="regnety_016", batch_size=2, images=24, steps=2),
+    "gpu": Sizes(seconds=15, batch_size=256, images=512, steps=24),
     "tiny": Sizes(
         seconds=0.01, teacher="regnety_002", image_size=32, batch_size=4, images=4, state_mb=1
     ),

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from srd.errors import UserError, exit_code, nearest
 from srd.installed import registered, version
+from srd.libraries import leave
 
 Command = Callable[[Sequence[str]], None]
 
@@ -31,9 +33,9 @@ SCRIPTS = {
 }
 
 
-def main() -> int:
-    """The exit code of the command line."""
-    return exit_code(lambda: run(sys.argv[1:]))
+def main() -> NoReturn:
+    """The process of the command line, to its end."""
+    leave(exit_code(lambda: run(sys.argv[1:])))
 
 
 def run(arguments: Sequence[str]) -> None:

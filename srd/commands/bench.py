@@ -12,6 +12,7 @@ from pathlib import Path
 from srd.cli import Parser, parse_strictly
 from srd.errors import UserError, nearest
 from srd.installed import registered
+from srd.libraries import importing
 
 GPU = ("step", "eval", "resnet", "save", "cache", "processes")  # what a GPU can show
 GROUP = "srd.benches"
@@ -45,10 +46,14 @@ def run(arguments: Sequence[str]) -> None:
     if flags.device not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device {flags.device}: one of auto, cpu, cuda")
 
-    from srd.bench.machine import machine, matrix_rate, memory_rate
-    from srd.bench.pages import table, write
-    from srd.bench.timing import SIZES
-    from srd.device import choose_device
+    with importing():
+        from srd.bench.machine import machine, matrix_rate, memory_rate
+        from srd.bench.pages import table, write
+        from srd.bench.timing import SIZES
+        from srd.device import choose_device
+
+        names = flags.names or [n for n in known if not flags.gpu or n in GPU]
+        measures = [known[name].load() for name in names]
 
     device = choose_device("cuda" if flags.gpu and flags.device == "auto" else flags.device)
     chosen = [name for name in ("quick", "gpu", "tiny") if getattr(flags, name)]
@@ -61,8 +66,8 @@ def run(arguments: Sequence[str]) -> None:
         f"{about['memory_rate'] / 1e9:,.1f} GB/s"
     )
     lines = []
-    for name in flags.names or [n for n in known if not flags.gpu or n in GPU]:
-        for line in known[name].load()(sizes, device):
+    for measure in measures:
+        for line in measure(sizes, device):
             lines.append(line)
             print(f"{line.name}: {table([line]).splitlines()[2]}", flush=True)
     print(f"\n{table(lines)}")

@@ -16,6 +16,7 @@ from srd.cli import Parser, parse_strictly
 from srd.commands.settings import add_settings, given, shared
 from srd.config.layers import Layer
 from srd.errors import UserError
+from srd.libraries import importing
 from srd.printable import printable
 
 
@@ -52,10 +53,9 @@ def run(arguments: Sequence[str]) -> None:
     flags = parse_strictly(make_parser(), arguments)
     if flags.command == "fill":
         part = parse_part(flags.part)
-        config = configure(flags, [])
-        # torch and timm take seconds to import: mistakes in the command are told before
-        from srd.training.fill import Share, fill
-
+        with importing():  # takes seconds: mistakes in the command are told before
+            config = configure(flags, [])
+            from srd.training.fill import Share, fill
         fill(config, Share(*part) if part else None)
         return
     from srd.cache import inspection

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from srd.cli import Parser, parse_strictly
 from srd.errors import UserError
+from srd.libraries import importing
 from srd.printable import printable
 
 MOST_SIDE = 16_384  # pixels
@@ -50,10 +51,10 @@ def run(arguments: Sequence[str]) -> None:
         raise UserError("--quality has no effect without --side: files are kept as they are")
     if flags.uncompressed and (flags.side is None or flags.quality is not None):
         raise UserError("--uncompressed needs --side, and goes without --quality")
-    # torchvision takes seconds to import: mistakes in the command are told before
-    from srd.config.fields import Data
-    from srd.data.packing import Packing, pack
-    from srd.data.sources import check_known
+    with importing():  # takes seconds: mistakes in the command are told before
+        from srd.config.fields import Data
+        from srd.data.packing import Packing, pack
+        from srd.data.sources import check_known
 
     check_known(flags.dataset)
     packing = Packing(flags.side, None if flags.uncompressed else flags.quality or 90)

@@ -13,6 +13,7 @@ from typing import Any
 from srd.cli import Parser, parse_strictly
 from srd.errors import UserError
 from srd.export.formats import FORMATS, choose_formats
+from srd.libraries import importing
 from srd.printable import printable
 
 
@@ -41,10 +42,10 @@ def run(arguments: Sequence[str]) -> None:
     flags = parse_strictly(make_parser(), arguments)
     formats = FORMATS if flags.format is None else ",".join(flags.format).split(",")
     choose_formats(formats)
-    # torch and timm take seconds to import: mistakes in the command are told before
-    from srd.export.classifier import open_classifier
-    from srd.export.folder import check_place, export
-    from srd.export.hub import check_hub, push
+    with importing():  # takes seconds: mistakes in the command are told before
+        from srd.export.classifier import open_classifier
+        from srd.export.folder import check_place, export
+        from srd.export.hub import check_hub, push
 
     if flags.push_to_hub:
         check_hub(flags.push_to_hub)

@@ -17,6 +17,7 @@ from typing import Any
 
 from srd.cli import Parser, parse_strictly
 from srd.errors import UserError
+from srd.libraries import importing
 from srd.printable import printable
 
 
@@ -51,9 +52,9 @@ def predict_all(flags: Any) -> None:
     """Print the classes of every picture, and name those that cannot be read."""
     if flags.top < 1 or flags.batch_size < 1:
         raise UserError("--top and --batch-size must be at least 1")
-    # torch and timm take seconds to import: mistakes in the command are told before
-    from srd.device import choose_device
-    from srd.export.predict import find_pictures, predict
+    with importing():  # takes seconds: mistakes in the command are told before
+        from srd.device import choose_device
+        from srd.export.predict import find_pictures, predict
 
     device = choose_device(flags.device)
     pictures, notes = find_pictures(flags.images, sys.stdin.buffer)

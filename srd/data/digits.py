@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
@@ -28,6 +28,7 @@ def open_digits(data: Data, training: bool) -> Opened:
     return Opened(train, DigitImages("val"))
 
 
+@cache
 def read_digits() -> tuple[np.ndarray, np.ndarray]:
     """Images (1797, 8, 8) with values from 0 to 16, and classes (1797,), in scikit-learn's order.
 

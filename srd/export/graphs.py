@@ -87,10 +87,14 @@ def _to_onnx(program: torch.export.ExportedProgram, classifier: Classifier) -> A
     """The graph as an `onnx.ModelProto`, by torch's default exporter of either time."""
     names: dict[str, Any] = {"input_names": [IMAGES], "output_names": [LOGITS]}
     if torch.__version__ >= "2.9":  # a TorchVersion: 2.15 is newer
+        from onnxscript import optimizer
+
         shapes = ({0: BATCH},)
         exported: Any = torch.onnx.export(
-            program, (), dynamo=True, dynamic_shapes=shapes, verbose=False, **names
+            program, (), dynamo=True, dynamic_shapes=shapes, verbose=False, optimize=False, **names
         )
+        # its own second round takes as long as the first, and finds two identities in a transformer
+        optimizer.optimize(exported.model, num_iterations=1)
         return exported.model_proto
     import onnx
 

@@ -69,9 +69,12 @@ def teacher_recipe(config: Config) -> tuple[Config, list[str]] | None:
 
 def with_known_teacher(config: Config) -> Config:
     """`config` with its teacher filled in where `teacher.recipe` says how to train it."""
-    if (found := teacher_recipe(config)) is None:
-        return config
-    recipe, _ = found
+    found = teacher_recipe(config)
+    return with_teacher_of(found[0], config) if found else config
+
+
+def with_teacher_of(recipe: Config, config: Config) -> Config:
+    """`config` with the teacher that `recipe` has trained, or will have."""
     folder = RunFolder(recipe.output, str(recipe.name))
     file = folder.best if recipe.train.keep_best else folder.last
     checkpoint = str(file if file.is_file() else folder.path)  # of a slim run

@@ -38,6 +38,7 @@ from srd.training.teaching import (
     measure_teacher,
     teacher_recipe,
     with_known_teacher,
+    with_teacher_of,
 )
 from srd.training.without_labels import open_unlabelled_teacher
 
@@ -199,4 +200,4 @@ def with_trained_teacher(config: Config, num_classes: int) -> Config:
         if processes.is_main():
             print(f"first the teacher, once: {config.teacher.recipe} into {folder.path}")
         train(recipe, "teacher", notes)
-    return with_known_teacher(config)
+    return with_teacher_of(recipe, config)

@@ -88,6 +88,17 @@ def test_commands_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert len(list(start.measure(TINY, CPU))) == 3
 
 
+def test_a_process_is_timed_to_its_end_or_until_it_has_said_something(tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    busy = f"print(sum(range(1_000_000)), file=open({str(said)!r}, 'w'), flush=True)"
+    sleeps = start.Process(f"{busy}; import time; time.sleep(600)", until=said)
+    sleeps()
+    sleeps()
+    assert len(sleeps.seconds) == 2 and min(sleeps.seconds) > 0
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        start.Process("1 / 0", until=said)()
+
+
 def test_mistakes_are_named() -> None:
     with pytest.raises(UserError, match="did you mean 'step'"):
         run(["stpe"])
