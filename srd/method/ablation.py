@@ -23,10 +23,10 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.parametrizations import orthogonal
 
 from srd.distributed import processes, reduce
 from srd.method.loss import Loss, at_least_float32, check_features
+from srd.method.orthonormal import orthonormal
 from srd.method.simple_recipe import BatchNormalize
 from srd.strict import STRICT, Count, Positive
 
@@ -170,9 +170,7 @@ def _projector(name: Projector, student_dim: int, teacher_dim: int, hidden: int)
             )
         return nn.Identity()
     if name == "orthonormal":
-        linear = nn.Linear(student_dim, teacher_dim, bias=False)
-        # as in `VkDLoss`, which says why Cayley's map
-        return orthogonal(linear, orthogonal_map="cayley", use_trivialization=False)
+        return orthonormal(student_dim, teacher_dim)
     if name == "mlp":
         layers: list[nn.Module] = []
         for width in [student_dim, *[teacher_dim] * (hidden - 1)]:

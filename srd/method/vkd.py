@@ -18,11 +18,11 @@ from typing import Literal
 
 import torch
 from pydantic.dataclasses import dataclass
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils.parametrizations import orthogonal
 
 from srd.method.loss import Loss, at_least_float32, check_features
+from srd.method.orthonormal import orthonormal
 from srd.strict import STRICT, NonNegative, Positive
 
 
@@ -38,12 +38,7 @@ class VkDSettings:
 class VkDLoss(Loss):
     """VkD's loss, with its projector.
 
-    P is Cayley's map of a skew-symmetric matrix with the free parameters (D_t, D_s) below its
-    diagonal, so that every value of them is an orthonormal P. torch's own choice for oblong
-    matrices, Householder's, is not: it keeps signs in the diagonal of its parameters and cuts them
-    to integers, so the first step with weight decay makes P zero. Without torch's `base`, those
-    parameters are all that a checkpoint holds. The map costs about 7 n^3 operations a step and
-    the memory of a few (n, n) matrices, n = max(D_s, D_t).
+    P is `srd.method.orthonormal`'s, whose free parameters (D_t, D_s) are all that a checkpoint holds.
 
     Args:
         student_dim: D_s, width of the student's representation.
@@ -66,8 +61,7 @@ class VkDLoss(Loss):
         if not (beta >= 0 and norm_eps > 0):  # NaN included
             raise ValueError("beta must be at least 0, norm_eps above 0")
         self.beta, self.norm_eps = float(beta), float(norm_eps)
-        self.projector = nn.Linear(student_dim, teacher_dim, bias=False)
-        orthogonal(self.projector, orthogonal_map="cayley", use_trivialization=False)
+        self.projector = orthonormal(student_dim, teacher_dim)
 
     def extra_repr(self) -> str:
         return f"beta={self.beta}, norm_eps={self.norm_eps}"
