@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from srd.distributed.processes import world_size
 
-BUCKET_BYTES = 25 << 20  # of a message, at most, but for one larger parameter; as in torch's DDP
+BUCKET_BYTES = 8 << 20  # after which a message is sent: nothing hides the last one
 
 
 @contextmanager
@@ -81,14 +81,13 @@ class _Buckets:
 def _groups(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
     """The parameters that learn, from the last, in groups of one type that fill a message."""
     groups: list[list[nn.Parameter]] = []
-    room = 0
+    size = 0
     for parameter in reversed(parameters):
         if not parameter.requires_grad:
             continue
-        size = parameter.numel() * parameter.element_size()
-        if not groups or size > room or groups[-1][0].dtype != parameter.dtype:
+        if not groups or size >= BUCKET_BYTES or groups[-1][0].dtype != parameter.dtype:
             groups.append([])
-            room = BUCKET_BYTES
+            size = 0
         groups[-1].append(parameter)
-        room -= size
+        size += parameter.numel() * parameter.element_size()
     return groups

@@ -174,7 +174,7 @@ def in_buckets() -> dict[str, Tensor]:
     unused, layer = nn.Parameter(random(1, seed=1)), 8 * D_S * (D_S + 1)  # bytes
     parameters = [*network[0].parameters(), unused, *network[1:].parameters()]
     with pytest.MonkeyPatch.context() as patch, Messages() as sent:
-        patch.setattr(distributed_gradients, "BUCKET_BYTES", 2 * layer + 8)
+        patch.setattr(distributed_gradients, "BUCKET_BYTES", 2 * layer)
         with averaged(parameters):
             network(my_half(random(BATCH, D_S, seed=1))).square().mean().backward()
             early = len(sent)
