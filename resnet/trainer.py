@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from resnet import box as boxes
 from resnet.models import Models
 from srd.device import Precision
-from srd.distributed import reduce
+from srd.distributed import gradients
 from srd.errors import UserError
 from srd.files.weights import load_plain
 from srd.training.parts import Losses
@@ -42,8 +42,8 @@ class BoxTask:
 
     def backward(self, loss: Tensor) -> None:
         """Gradients, averaged over processes."""
-        loss.backward()
-        reduce.average_gradients(self.parameters)
+        with gradients.averaged(self.parameters):
+            loss.backward()
 
     def checkpoint(self) -> dict[str, Any]:
         """The plain student, and what wrappers and criteria hold beside it."""

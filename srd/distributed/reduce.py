@@ -12,19 +12,6 @@ from srd.distributed.processes import world_size
 
 
 @torch.no_grad()
-def average_gradients(parameters: list[nn.Parameter]) -> None:
-    """Average `.grad` over ranks, in one message, for gradients that were accumulated by hand."""
-    if world_size() == 1:
-        return
-    grads = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([grad.reshape(-1) for grad in grads])
-    dist.all_reduce(flat)
-    flat /= world_size()
-    for grad, part in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
-        grad.copy_(part.view_as(grad))
-
-
-@torch.no_grad()
 def share_buffers(module: nn.Module) -> None:
     """Give every process the main one's buffers, such as running statistics of its own share."""
     if world_size() > 1:
@@ -49,6 +36,24 @@ class _GlobalSum(torch.autograd.Function):
 def global_sum(x: Tensor) -> Tensor:
     """Sum `x` over all ranks, differentiably (any shape, same on every rank)."""
     return _GlobalSum.apply(x) if world_size() > 1 else x
+
+
+class _SumForAll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return reduce_sum(x.contiguous())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0] * world_size()
+
+
+def sum_for_all(x: Tensor) -> Tensor:
+    """`global_sum` of what every rank turns into the same loss, from the sum alone.
+
+    Then the gradients that would be summed on the way back are all the same: nothing is sent.
+    """
+    return _SumForAll.apply(x) if world_size() > 1 else x
 
 
 @torch.no_grad()

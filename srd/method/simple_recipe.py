@@ -13,6 +13,7 @@ The sums over the global batch come from `srd.distributed`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -67,27 +68,45 @@ class BatchNormalize(nn.Module):
         return f"{self.running_mean.numel()}, eps={self.eps}"
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            mean, variance = self.running_mean.to(x.dtype), self.running_var.to(x.dtype)
-            return (x - mean) * _inverse_std(mean, variance, self.eps)
-        total = reduce.global_sum if self.across_ranks else _local
-        count = x.shape[0] * (processes.world_size() if self.across_ranks else 1)
-        if count < 2:
-            raise ValueError(
-                "the representations of a single sample have no batch statistics: "
-                "train with a batch of at least 2"
-            )
-        mean = total(x.sum(dim=0)) / count
-        centred = x - mean
-        variance = total(centred.square().sum(dim=0)) / count
-        self._track(mean.detach(), variance.detach() * count / (count - 1))
-        return centred * _inverse_std(mean, variance, self.eps)
+        return normalized([self], [x])[0]
 
     @torch.no_grad()
-    def _track(self, mean: Tensor, unbiased_variance: Tensor) -> None:
+    def track(self, mean: Tensor, unbiased_variance: Tensor) -> None:
+        """Move the running statistics towards a batch's, (D,) both."""
         self.num_batches_tracked.add_(1)
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
         self.running_var.lerp_(unbiased_variance.to(self.running_var.dtype), self.momentum)
+
+
+def normalized(layers: Sequence[BatchNormalize], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """What each layer makes of its input, the statistics of all in the same messages.
+
+    The layers are in the same mode; the inputs have as many rows and the same type.
+    """
+    if not layers[0].training:
+        return [
+            (x - layer.running_mean.to(x.dtype))
+            * _inverse_std(layer.running_mean.to(x.dtype), layer.running_var.to(x.dtype), layer.eps)
+            for layer, x in zip(layers, inputs, strict=True)
+        ]
+    across = layers[0].across_ranks
+    total = reduce.global_sum if across else _local
+    count = inputs[0].shape[0] * (processes.world_size() if across else 1)
+    if count < 2:
+        raise ValueError(
+            "the representations of a single sample have no batch statistics: "
+            "train with a batch of at least 2"
+        )
+    widths = [x.shape[1] for x in inputs]
+    means = (total(torch.cat([x.sum(dim=0) for x in inputs])) / count).split(widths)
+    centred = [x - mean for x, mean in zip(inputs, means, strict=True)]
+    squares = torch.cat([x.square().sum(dim=0) for x in centred])
+    variances = (total(squares) / count).split(widths)
+    out = []
+    for layer, x, mean, variance in zip(layers, centred, means, variances, strict=True):
+        layer.track(mean.detach(), variance.detach() * count / (count - 1))
+        out.append(x * _inverse_std(mean, variance, layer.eps))
+    return out
 
 
 def _local(x: Tensor) -> Tensor:
@@ -189,12 +208,13 @@ class SimpleRecipeLoss(Loss):
         with torch.autocast(z_s.device.type, enabled=False):
             z_s, z_t = at_least_float32(z_s, z_t.detach())
             weight, bias = self.projector.weight.to(z_s.dtype), self.projector.bias.to(z_s.dtype)
-            return self.bn_s(F.linear(z_s, weight, bias)), self.bn_t(z_t)
+            s, t = normalized([self.bn_s, self.bn_t], [F.linear(z_s, weight, bias), z_t])
+            return s, t
 
     def forward(self, z_s: Tensor, z_t: Tensor) -> Tensor:
         dims = (self.projector.in_features, self.projector.out_features)
         check_features(z_s, z_t, student_dim=dims[0], teacher_dim=dims[1])
-        total = reduce.global_sum if self.across_ranks else _local
+        total = reduce.sum_for_all if self.across_ranks else _local
         with torch.autocast(z_s.device.type, enabled=False):
             s, t = self.aligned(z_s, z_t)
             if self.match == "correlation":

@@ -9,13 +9,14 @@ through it. What this cannot keep is a batch norm inside the model: it sees micr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from srd.device import Precision
-from srd.distributed import reduce
+from srd.distributed import gradients
 from srd.models.outputs import Output
 
 
@@ -49,15 +50,15 @@ class MicroBatches(nn.Module):
         present = [[value for value in part if value is not None] for part in parts]
         return tuple(torch.cat(values) for values in zip(*present, strict=True))
 
-    def second_run(self, images: Tensor, seed: int, gradients: Sequence[Tensor]) -> None:
+    def second_run(self, images: Tensor, seed: int, of_outputs: Sequence[Tensor]) -> None:
         """The outputs' gradients into the student's parameters, averaged over processes."""
-        split = zip(*(gradient.split(self.size) for gradient in gradients), strict=True)
-        for i, (part, part_gradients) in enumerate(
-            zip(images.split(self.size), split, strict=True)
-        ):
+        parts = images.split(self.size)
+        split = zip(*(output.split(self.size) for output in of_outputs), strict=True)
+        for i, (part, part_gradients) in enumerate(zip(parts, split, strict=True)):
             outputs = [value for value in self._run(part, seed + i) if value is not None]
-            torch.autograd.backward(outputs, part_gradients)
-        reduce.average_gradients([p for p in self.student.parameters() if p.requires_grad])
+            last = i == len(parts) - 1
+            with gradients.averaged(self.student.parameters()) if last else nullcontext():
+                torch.autograd.backward(outputs, part_gradients)
 
     def _run(self, images: Tensor, seed: int) -> Output:
         torch.manual_seed(seed)  # both runs drop the same paths
@@ -75,9 +76,9 @@ class _Recomputed(torch.autograd.Function):
         return runs.first_run(images, seed)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:
+    def backward(ctx: Any, *of_outputs: Tensor) -> tuple[None, ...]:
         with torch.enable_grad():
-            ctx.runs.second_run(ctx.images, ctx.seed, gradients)
+            ctx.runs.second_run(ctx.images, ctx.seed, of_outputs)
         return None, None, None, None
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from srd.distributed import processes, reduce
+from srd.distributed.gradients import averaged
 from srd.errors import UserError
 
 CPU = torch.device("cpu")
@@ -33,7 +34,8 @@ def test_alone_reductions_change_nothing() -> None:
     assert processes.data_parallel(network, CPU) is network
     network(torch.ones(1, 2)).sum().backward()
     before = [p.grad.clone() for p in network.parameters()]
-    reduce.average_gradients(list(network.parameters()))
+    with averaged(network.parameters()):
+        pass
     assert all(torch.equal(a, p.grad) for a, p in zip(before, network.parameters(), strict=True))
 
 
@@ -72,7 +74,7 @@ def test_the_loss_of_two_halves_is_the_loss_of_the_batch(
 RIVALS = [f"rival {name}" for name in ("dkd", "dist", "kd_ls", "fitnet", "crd")]
 
 
-@pytest.mark.parametrize("case", ["accumulated", "accuracy", *RIVALS])
+@pytest.mark.parametrize("case", ["accumulated", "in buckets", "accuracy", *RIVALS])
 def test_two_processes_together_are_one(assert_equal: Callable[..., None], case: str) -> None:
     assert_equal(case)
 

@@ -20,14 +20,17 @@ from srd.data.digits import DigitImages
 from srd.data.loader import BrokenFiles, make_loader
 from srd.data.views import SeededViews
 from srd.device import Precision
+from srd.distributed import gradients as distributed_gradients
 from srd.distributed import processes, reduce
 from srd.distributed.batch_norm import use_global_batch_norm
+from srd.distributed.gradients import averaged
 from srd.errors import UserError
 from srd.evaluation.accuracy import evaluate
 from srd.method.losses import LOSSES as LOSSES_BY_NAME
 from srd.method.losses import LossSettings, create_loss
 from srd.method.simple_recipe import SimpleRecipeLoss
 from srd.models.students import open_student
+from tests.distributed.messages import Message, Messages
 
 CPU = torch.device("cpu")
 BATCH, D_S, D_T = 8, 5, 7
@@ -152,12 +155,32 @@ def local_loss() -> dict[str, Tensor]:
 
 
 def accumulated() -> dict[str, Tensor]:
-    """Gradients summed by hand over this rank's samples, then averaged over ranks."""
+    """Gradients summed over this rank's samples, the last of which averages over ranks."""
     torch.manual_seed(0)
     network = nn.Linear(D_S, D_T).double()
-    for row in my_half(random(BATCH, D_S, seed=1)):
+    *rows, last = my_half(random(BATCH, D_S, seed=1))
+    for row in rows:
         (network(row).square().sum() * processes.world_size()).backward()
-    reduce.average_gradients(list(network.parameters()))
+    with averaged(network.parameters()):
+        (network(last).square().sum() * processes.world_size()).backward()
+    return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+
+
+def in_buckets() -> dict[str, Tensor]:
+    """Two messages of two layers each: the second waits for a gradient that never comes."""
+    torch.manual_seed(0)
+    network = nn.Sequential(*[nn.Linear(D_S, D_S) for _ in range(5)]).double()
+    network[1].requires_grad_(False)
+    unused, layer = nn.Parameter(random(1, seed=1)), 8 * D_S * (D_S + 1)  # bytes
+    parameters = [*network[0].parameters(), unused, *network[1:].parameters()]
+    with pytest.MonkeyPatch.context() as patch, Messages() as sent:
+        patch.setattr(distributed_gradients, "BUCKET_BYTES", 2 * layer)
+        with averaged(parameters):
+            network(my_half(random(BATCH, D_S, seed=1))).square().mean().backward()
+            early = len(sent)
+    assert unused.grad is None
+    if processes.world_size() > 1:
+        assert early == 1 and sent == [Message("gradients", 2 * layer)] * 2
     return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
 
 
@@ -188,6 +211,7 @@ def results() -> dict[str, dict[str, Tensor]]:
     found |= {name: student(name) for name in STUDENTS}
     found["float32"] = float32_forward()
     found["accumulated"] = accumulated()
+    found["in buckets"] = in_buckets()
     found["accuracy"] = accuracy()
     return found
 
@@ -206,10 +230,22 @@ def check_reductions() -> None:
         processes.check_same({"seed": processes.rank()})
 
 
+def check_messages() -> None:
+    """What docs/distributed.md counts, of a batch norm and of the loss; DDP's gradients come beside."""
+    images = my_half(random(BATCH, 4, 5, 6, seed=1)).requires_grad_()
+    with Messages() as sent:
+        use_global_batch_norm(nn.Sequential(nn.BatchNorm2d(4)).double())(images).sum().backward()
+    assert sent == [Message("all_reduce", 4 * 8)] * 4
+    with Messages() as sent:
+        recipe_loss("correlation", 4.0)
+    assert sent == [Message("all_reduce", D_T * 8 * sides) for sides in (2, 2, 1, 2, 2)]
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with processes.joined(CPU):
         check_reductions()
+        check_messages()
         torch.save(
             {**results(), "local": local_loss(), "unknown": unknown_batch_norm()},
             Path(sys.argv[1]) / f"{processes.rank()}.pth",
