@@ -69,6 +69,8 @@ OURS = {
     "digits/teacher",
     "digits/vit",
     "digits/study",
+    "cifar10/study",
+    "cifar10/teacher",
 }
 OURS |= {f"cifar100/{path.stem}" for path in (ROOT / "configs" / "cifar100").glob("*.yaml")}
 TORCHDISTILLS = {"res3418", "digits/resnet", "digits/resnet_alone", "digits/resnet_teacher"}
