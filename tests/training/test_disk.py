@@ -64,7 +64,7 @@ def test_a_disk_that_runs_full(
     assert full.code == 1 and "No space left on device" in full.err, full.err
     assert "Traceback" not in full.err and full.err.count("failed:") == 1
     run = open_run(small_disk / "run")
-    check_untouched(run, 4)
+    check_untouched(run, 3)  # the fourth is written in the background while the disk fills
     (small_disk / "filler").unlink()
     assert deit(*command(recipe, small_disk)).code == 0
     assert deit(*command(recipe, tmp_path / "undisturbed")).code == 0
