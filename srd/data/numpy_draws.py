@@ -11,12 +11,10 @@ from numpy.random import mtrand
 
 STATE_BYTES = 625 * 4  # MT19937: 624 words, and the place among them
 
-_spare: list[
-    np.random.MT19937
-] = []  # generators to draw from; one is in use for each level of nesting
-_nothing_waits = (
-    b""  # the state of the outer one when it was last seen to keep no normal number back
-)
+# generators to draw from; one is in use for each level of nesting
+_spare: list[np.random.MT19937] = []
+# the state of the outer one when it was last seen to keep no normal number back
+_nothing_waits = b""
 
 
 @contextmanager

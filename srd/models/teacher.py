@@ -32,6 +32,7 @@ from srd.models.timm_models import CannotRead
 
 PAPER_TEACHER = "regnety_160.deit_in1k"
 PAPER_FILE = "regnety_160-a5fe301d.pth"
+SIZES = range(8, 8193)  # that `teacher.image_size` takes
 
 
 @dataclass(frozen=True)
@@ -258,7 +259,7 @@ def _notes(
         yield f"the teacher {name}: {', '.join(fit.resized)} resized for {size or image_size} pixels"
     if size is not None:
         yield f"the teacher {name} reads {size}x{size} pixels: images are resized for it"
-    elif isinstance(trained_at, int) and trained_at != image_size:
+    elif type(trained_at) is int and trained_at in SIZES and trained_at != image_size:
         yield (
             f"the teacher {name} was trained on {trained_at}x{trained_at} pixels and reads "
             f"{image_size}x{image_size}: --set teacher.image_size={trained_at} resizes images for it"

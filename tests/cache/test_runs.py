@@ -89,6 +89,7 @@ def test_a_cache_serves_other_losses_students_and_micro_batches(cache: Path, tra
         ("--set=data.images_per_class=7", "images: 60 -> 70"),
         ("--set=data.mean=[0.5,0.5,0.5]", "mean: [0.485"),
         ("--teacher=test_resnet", "teacher.name: test_byobnet -> test_resnet"),
+        ("--set=teacher.image_size=32", "teacher_image_size: None -> 32"),
         ("--amp=bf16", "precision: float32 -> bfloat16"),
         ("--set=data.pixels=fast", "pixels: released -> fast"),
         ("--set=cache.dtype=int8", "dtype: float32 -> int8"),

@@ -317,3 +317,7 @@ def test_a_run_of_another_size_is_told(tmp_path: Path) -> None:
     (note,) = load(tmp_path / "weights.pth", classes=3).notes
     assert "trained on 64x64 pixels" in note and "--set teacher.image_size=64" in note
     assert load(tmp_path / "weights.pth", classes=3, size=64).notes == ()
+    for strange in (True, 7, 10**50, "64"):
+        content["config"] = {"model": {"image_size": strange}}
+        torch.save(content, tmp_path / "weights.pth")
+        assert load(tmp_path / "weights.pth", classes=3).notes == ()

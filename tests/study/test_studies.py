@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from srd.commands import study as command
+from srd.config.fields import Config
 from srd.config.layers import Layer, read_yaml
 from srd.errors import UserError
 from srd.run.folder import RunFolder
 from srd.study.results import half_interval, spread, table
 from srd.study.runs import Budget, Runs, Tested, read_tested
+from srd.study.runs import measured as of_checkpoint
 from srd.study.studies import CNN, STUDIES, Study, paper, student_alone, views, with_teachers
 
 SMALL = Study(
@@ -45,7 +48,11 @@ def test_every_variant_is_a_configuration(name: str, recipe: Path, tmp_path: Pat
 
 
 def test_a_study_from_the_command_to_its_page(
-    small: None, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small: None,
+    recipe: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     arguments = ["small", f"--config={recipe}", f"--output={tmp_path}", "--seeds=0", "--quick",
                  "--epochs=1", "--warmup-epochs=0"]  # fmt: skip
@@ -70,6 +77,19 @@ def test_a_study_from_the_command_to_its_page(
     assert linear["shift_error"] is None, "only the study of shifts measures them"
     command.run(["curves", *arguments[1:]])
     assert run.last.stat().st_mtime_ns == before, "another study looks at the same runs"
+    looked_at: list[str] = []
+
+    def measured(config: Config, file: Path) -> Any:
+        looked_at.append(file.name)
+        return of_checkpoint(config, file)
+
+    monkeypatch.setattr("srd.study.runs.measured", measured)
+    for best, files in (0, ["last.pth"]), (-1, ["last.pth", "best.pth"]):
+        run.result.write_text(json.dumps({**held_out, "best_epoch": best}))
+        (run.path / "tested.json").unlink()
+        looked_at.clear()
+        command.run(arguments)
+        assert looked_at == files, "the selected epoch's weights, where it is not the last"
     curves = (tmp_path / "curves/curves.md").read_text()
     assert "effective rank of P" in curves and (tmp_path / "curves/curves.png").is_file()
     with pytest.raises(
