@@ -15,7 +15,8 @@ WEIGHTS = (0.25, 1.0, 4.0)  # factors of a searched setting, the same number for
 RATES = (0.5, 1.0, 2.0)
 ALONE: Mapping[str, Any] = {"distill.loss": {"name": "none"}}
 PAPER: Mapping[str, Any] = {"distill.loss": {"name": "ablation"}}  # of which others exchange a part
-SHARED = {"alone": ALONE, "paper": PAPER}  # by folder: variants that several studies look at
+KD: Mapping[str, Any] = {"distill.loss": {"name": "kd"}}
+SHARED = {"alone": ALONE, "kd": KD, "paper": PAPER}  # by folder: variants of several studies
 CNN, TRANSFORMER = "from a CNN", "from a transformer"  # variants that differ in their teachers
 
 
@@ -76,6 +77,15 @@ def student_alone() -> Variant:
     )
 
 
+def logits_alone() -> Variant:
+    """What every other taught variant has too: what the teacher's logits do without a projector."""
+    return Variant(
+        label="kd",
+        settings=KD,
+        search=Search(key="distill.kl_weight", factors=WEIGHTS),
+    )
+
+
 def with_loss(label: str, name: str, **settings: Any) -> Variant:
     """A variant that learns by a loss of `srd.method.losses.LOSSES`."""
     return Variant(
@@ -91,7 +101,7 @@ def exchanged(label: str, **settings: Any) -> Variant:
 
 
 def paper(part: str) -> Variant:
-    """The paper's loss, called by the part that the study exchanges."""
+    """The paper's loss, called by the part that the study exchanges; to the bit the loss `srd`."""
     return exchanged(f"{part} (the paper)")
 
 
@@ -137,11 +147,13 @@ def views(count: int | None) -> Variant:
 
 NORMALISATIONS = (
     student_alone(),
+    logits_alone(),
     *(exchanged(name, normalisation=name) for name in ("none", "l2", "group", "layer")),
     paper("batch"),
 )
 PROJECTORS = (
     student_alone(),
+    logits_alone(),
     exchanged("frozen (first release)", projector="frozen"),
     exchanged("orthonormal", projector="orthonormal"),
     paper("linear"),
@@ -167,6 +179,7 @@ STUDIES: dict[str, Study] = {
         source="table 2 of the paper",
         variants=(
             student_alone(),
+            logits_alone(),
             *(exchanged(name, distance=name) for name in ("l1", "l2", "correlation")),
             paper("logsum"),
         ),
@@ -176,6 +189,7 @@ STUDIES: dict[str, Study] = {
         source="table 3 of the paper",
         variants=(
             student_alone(),
+            logits_alone(),
             *(exchanged(f"alpha {alpha}", alpha=float(alpha)) for alpha in (1, 2, 3)),
             paper("alpha 4"),
             *(exchanged(f"alpha {alpha}", alpha=float(alpha)) for alpha in (5, 6, 7, 8)),
@@ -214,12 +228,8 @@ STUDIES: dict[str, Study] = {
         source="tables 4 to 6 of the paper compare what others report",
         variants=(
             student_alone(),
-            Variant(
-                label="kd",
-                settings={"distill.loss": {"name": "kd"}},
-                search=Search(key="distill.kl_weight", factors=WEIGHTS),
-            ),
-            with_loss("srd (the paper)", "srd"),
+            logits_alone(),
+            paper("srd"),
             *(with_loss(name, name) for name in ("vkd", "fitnet", "crd", "dkd", "dist", "kd_ls")),
         ),
     ),
