@@ -37,6 +37,7 @@ NOT_RECIPE_KEYS = {
 NOT_RECIPE = (
     *(f"run.{field.name}" for field in dataclasses.fields(Saving)),
     "run.teacher_cache",
+    "run.compile",
 )
 
 
@@ -47,6 +48,7 @@ class Run(Saving):
     amp: Amp = "off"
     channels_last: bool = False
     pixels: Literal["released", "fast"] = "released"  # how training pictures are made into views
+    compile: bool | None = None  # None: on a GPU, the teacher of a long run
     deterministic: bool = False
     global_statistics: bool = True  # of the whole batch; off: each process's share of it
     ema_decay: OpenFraction | None = None  # of a moving average of the student

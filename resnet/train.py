@@ -25,7 +25,7 @@ from resnet.recipe import NOT_RECIPE, Recipe, read_recipe
 from resnet.rehearsal import check_num_classes
 from resnet.sections import check_sections
 from resnet.stages import StageInput, open_stage, spans, stage_of, try_stages
-from resnet.trainer import BoxSchedule, BoxTask, Items, to_device
+from resnet.trainer import BoxSchedule, BoxTask, Items, compile_networks, to_device
 from srd.config.fields import Plan, Saving
 from srd.data.guard import check_targets
 from srd.data.views import INIT, seeded
@@ -231,6 +231,8 @@ def make_loop(
         at: is told the place of every batch before it is taught.
     """
     inputs, classes = stage
+    batches = len(inputs.batches) * (span.end - span.first)
+    compile_networks(box, recipe.run, precision.device, batches)
     task = BoxTask(box, models, precision)
     schedule = BoxSchedule(box) if box.lr_scheduler is not None else None
 

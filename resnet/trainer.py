@@ -12,7 +12,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from resnet import box as boxes
 from resnet.models import Models
-from srd.device import Precision
+from resnet.recipe import Run
+from srd.compiled import compile_network, compiles_teacher, forget_compiled
+from srd.device import Precision, on_device
 from srd.distributed import gradients
 from srd.errors import UserError
 from srd.files.weights import load_plain
@@ -56,6 +58,23 @@ class BoxTask:
         boxes.load_extras(self.box, state["extras"])
 
 
+def compile_networks(box: Any, run: Run, device: torch.device, batches: int) -> None:
+    """Compile the teacher where it is asked for or pays, and the student where it is asked for.
+
+    Args:
+        batches: of the stage that the box is at.
+
+    Raises:
+        UserError: it is asked for, and there is no compiler.
+    """
+    forget_compiled()
+    pays = compiles_teacher(run.compile, device, deterministic=run.deterministic, batches=batches)
+    if pays and getattr(box, "teacher_model", None) is not None and not box.teacher_updatable:
+        compile_network(box.teacher_model, device, asked=run.compile)
+    if run.compile:
+        compile_network(boxes.trained_network(box), device, asked=True)
+
+
 class BoxSchedule:
     """torchdistill's schedule where it moves every n updates; where it moves every epoch, the box
     does it itself."""
@@ -94,7 +113,7 @@ class BoxSchedule:
 def to_device(batch: Items, precision: Precision, *, channels_last: bool) -> Items:
     """A training batch on the device."""
     images, targets, more = batch
-    images = images.to(precision.device, precision.dtype, non_blocking=True)
+    images = on_device(images, precision.device).to(precision.dtype)
     if channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     return images, targets.to(precision.device, non_blocking=True), more

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -79,6 +80,27 @@ class Precision:
         return str(self.mixed or self.dtype).removeprefix("torch.")
 
 
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A pinned tensor's copy on a GPU, by a stream of its own: beside what the GPU has yet to do.
+
+    Kernels that are queued from here on wait for it. On other devices, and of memory that is not
+    pinned, a plain copy.
+    """
+    if device.type != "cuda" or not tensor.is_pinned():
+        return tensor.to(device, non_blocking=True)
+    with torch.cuda.stream(_copying(device)):
+        copy = tensor.to(device, non_blocking=True)
+    here = torch.cuda.current_stream(device)
+    here.wait_stream(_copying(device))
+    copy.record_stream(here)
+    return copy
+
+
+@cache
+def _copying(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
 class Readback:
     """Scalars on their way from the device to the host, without stopping the device.
 
@@ -97,6 +119,11 @@ class Readback:
             self._event.record()
         else:
             self._host = stacked
+
+    @property
+    def is_here(self) -> bool:
+        """Whether there is nothing to wait for, as on the CPU."""
+        return self._event is None
 
     def wait(self) -> dict[str, float]:
         """The values by name."""

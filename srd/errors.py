@@ -99,10 +99,26 @@ def exit_code(run: Callable[[], object]) -> int:
         except MemoryError:
             print("failed: there is not enough memory", file=sys.stderr)
             return EXIT_FAILED
+        except RuntimeError as error:
+            if (told := _of_torch(error)) is None:
+                raise
+            print(f"failed: {told}", file=sys.stderr)
+            return EXIT_FAILED
         except KeyboardInterrupt:
             print("interrupted before there was anything to save", file=sys.stderr)
             return EXIT_SIGINT
         return EXIT_DONE
+
+
+def _of_torch(error: RuntimeError) -> str | None:
+    """What a GPU or torch's compiler could not do; None for other errors, which are mistakes of ours."""
+    kinds = [kind.__name__ for kind in type(error).__mro__]
+    if "OutOfMemoryError" in kinds:
+        return "there is not enough memory on the GPU: set a smaller train.micro_batch"
+    if "TorchDynamoException" in kinds:
+        reason = printable_lines(" ".join(str(error).split())[:200])
+        return f"the network cannot be compiled ({reason}): leave `compile` out"
+    return None
 
 
 def _of_the_system(error: OSError) -> str:

@@ -18,6 +18,7 @@ ROOMS = {
     "streams": set(),
     "errors": {"printable", "streams"},
     "cli": {"errors"},
+    "compiled": {"errors"},
     "device": {"errors"},
     "distributed": {"errors"},
     "installed": {"errors"},
@@ -31,14 +32,15 @@ ROOMS = {
     "models": {"config", "device", "distributed", "errors", "files", "installed"},
     "run": {"config", "distributed", "errors", "files", "installed", "printable", "strict"},
     "evaluation": {
-        "config", "data", "device", "distributed", "errors", "files", "method", "models", "run",
+        "compiled", "config", "data", "device", "distributed", "errors", "files", "method", "models",
+        "run",
     },
     "report": {"config", "errors", "files", "printable", "run", "strict"},
     "export": {"config", "data", "errors", "files", "installed", "models", "printable", "run"},
     "cache": {"config", "data", "distributed", "errors", "files", "run", "strict"},
     "training": {
-        "cache", "config", "data", "device", "distributed", "errors", "evaluation", "files", "method",
-        "models", "run", "streams",
+        "cache", "compiled", "config", "data", "device", "distributed", "errors", "evaluation", "files",
+        "method", "models", "run", "streams",
     },
     "bench": {
         "cache", "config", "data", "device", "distributed", "evaluation", "files", "method", "models",

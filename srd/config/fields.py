@@ -202,7 +202,7 @@ class Config:
     name: RunName | None = None  # of the run's folder; None: the model's
     device: Literal["auto", "cpu", "cuda"] = "auto"
     amp: Amp = "auto"
-    compile: bool = False
+    compile: bool | None = None  # None: on a GPU, the teacher of a long run
     deterministic: bool = False  # the same bits on a GPU too, at a cost in speed
     resume: PathText = "auto"
     extend: bool = False  # go on with a run under other settings

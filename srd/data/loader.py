@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from srd.data.finish import Boxes, Finish, gather
 from srd.data.guard import check_descriptors
 from srd.data.views import View
+from srd.device import on_device
 from srd.errors import UserError
 
 
@@ -131,7 +132,7 @@ class BrokenFiles:
 
 def to_device(batch: Batch, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Images (channels last on a GPU) and targets on the device, without waiting for the copy."""
-    images = batch.images.to(device, non_blocking=True)
+    images = on_device(batch.images, device)
     if device.type == "cuda" and images.ndim == 4:
         images = images.contiguous(memory_format=torch.channels_last)
     if batch.finish is not None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
+from torch.nn.modules._functions import SyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from srd.distributed.cpu_batch_norm import CpuBatchNorm
@@ -17,10 +19,13 @@ def normalize(layer: _BatchNorm, x: Tensor) -> Tensor:
     """What `layer` computes in training, with the statistics of the global batch.
 
     On the CPU it sums in float64: as long as the weights are the same, any number of processes
-    computes the same bits, and no rounding puts a value on the other side of a ReLU.
+    computes the same bits, and no rounding puts a value on the other side of a ReLU. GPUs have the
+    kernels of `nn.SyncBatchNorm`, which send one message each way. The formulas serve compilers.
 
     Shapes: (B, C) or (B, C, ...) to the same.
     """
+    if x.device.type == "cuda" and not torch.compiler.is_compiling():
+        return _by_sync_kernels(layer, x)
     with torch.autocast(x.device.type, enabled=False):
         work = x.to(torch.promote_types(torch.float32, x.dtype))
         count = work.numel() // work.shape[1] * world_size()
@@ -45,6 +50,26 @@ def normalize(layer: _BatchNorm, x: Tensor) -> Tensor:
         if layer.bias is not None:
             out = out + layer.bias.view(channels)
     return out.to(x.dtype)
+
+
+def _by_sync_kernels(layer: _BatchNorm, x: Tensor) -> Tensor:
+    momentum = layer.momentum or 0.0
+    if layer.num_batches_tracked is not None:
+        layer.num_batches_tracked.add_(1)
+        if layer.momentum is None:  # a cumulative average, as in torch
+            momentum = 1.0 / float(layer.num_batches_tracked)
+    out: Tensor = SyncBatchNorm.apply(
+        x,
+        layer.weight,
+        layer.bias,
+        layer.running_mean,
+        layer.running_var,
+        layer.eps,
+        momentum,
+        dist.group.WORLD,
+        world_size(),
+    )
+    return out
 
 
 def _track(layer: _BatchNorm, mean: Tensor, variance: Tensor, count: int) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from srd.compiled import uncompiled
 from srd.data.guard import check_targets
 from srd.data.inputs import Inputs
 from srd.data.loader import Batch, BrokenFiles, to_device
@@ -97,6 +98,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
+@uncompiled()
 @torch.no_grad()
 def evaluate(
     predict: Callable[[Tensor], Tensor],

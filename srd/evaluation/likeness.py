@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from srd.compiled import uncompiled
 from srd.data.inputs import Inputs
 from srd.data.loader import to_device
 from srd.device import Precision
@@ -86,6 +87,7 @@ class Likeness:
         return f"{told}  on {self.images} images ({self.images_per_second:.0f} images/s)"
 
 
+@uncompiled()
 @torch.no_grad()
 def measure_likeness(
     student: nn.Module,

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from srd.models.outputs import Output
 
+ROUNDED_BY_AUTOCAST = (nn.Conv1d, nn.Conv2d, nn.Linear)  # their weights too, at every call
+
 
 class Normalization(NamedTuple):
     """Channel means and standard deviations that images were normalised with."""
@@ -60,6 +62,12 @@ class FrozenTeacher(nn.Module):
     def train(self, mode: bool = True) -> FrozenTeacher:
         """Stays in evaluation mode, whatever `mode` says."""
         return super().train(False)
+
+    def hold_in(self, dtype: torch.dtype) -> None:
+        """Round the weights of convolutions and linear layers once, not again in every autocast."""
+        for layer in self.model.modules():
+            if type(layer) in ROUNDED_BY_AUTOCAST:
+                layer.to(dtype)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Output:

@@ -23,7 +23,8 @@ from srd.models.outputs import width
 from srd.models.recorded import RecordedTeacher
 from srd.models.students import open_student
 from srd.models.teacher import LoadedTeacher
-from srd.training.cached_teacher import At, arrange
+from srd.training.arrange import arrange_student, arrange_teacher
+from srd.training.cached_teacher import At
 from srd.training.comparison import Comparison
 from srd.training.loop import Loop
 from srd.training.optim import create_optimizer, create_schedule
@@ -95,15 +96,24 @@ def start(config: Config, trained: Trained, task: DistillationTask, num_classes:
 
 
 def prepare(
-    task: DistillationTask, teacher: AnyTeacher | None, config: Config, precision: Precision
+    task: DistillationTask,
+    teacher: AnyTeacher | None,
+    config: Config,
+    precision: Precision,
+    *,
+    batches: int = 0,
 ) -> None:
-    """Global batch norms, types, memory layout, compilation; and the task shared out."""
+    """Global batch norms, types, memory layout, compilation; and the task shared out.
+
+    Args:
+        batches: of the whole run.
+    """
     if config.train.global_statistics:
         use_global_batch_norm(task.model)
     task.to(precision.dtype)
-    arrange(task.student, config, precision)
+    arrange_student(task.student, config, precision)
     if isinstance(teacher, LoadedTeacher):
-        arrange(teacher.model, config, precision)
+        arrange_teacher(teacher, config, precision, batches=batches)
     task.share_out(config.train.micro_batch)
 
 

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import cast
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from srd.cache.replay import OpenCache, Replay
 from srd.config.fields import Config
@@ -16,6 +15,7 @@ from srd.device import Precision
 from srd.models.frozen import Normalization
 from srd.models.outputs import Output, Representation
 from srd.models.teacher import LoadedTeacher, open_teacher
+from srd.training.arrange import arrange_teacher
 from srd.training.micro_batches import in_parts
 from srd.training.run_cache import RunCache
 from srd.training.task import DistillationTask, Teach
@@ -32,14 +32,6 @@ def load_teacher(config: Config, num_classes: int, precision: Precision) -> Load
         given=Normalization(config.data.mean, config.data.std),
         precision=precision,
     )
-
-
-def arrange(network: nn.Module, config: Config, precision: Precision) -> None:
-    """Memory layout and compilation."""
-    if precision.device.type == "cuda":
-        network.to(memory_format=torch.channels_last)
-    if config.compile:
-        network.compile()
 
 
 def as_output(values: dict[str, Tensor], images: Tensor) -> Output:
@@ -115,7 +107,8 @@ def teaching(
 
     def load() -> Teach:
         teacher = load_teacher(config, inputs.num_classes, precision)
-        arrange(teacher.model, config, precision)
+        batches = config.train.epochs * cache.shelf.layout.steps
+        arrange_teacher(teacher, config, precision, batches=batches)
         micro_batch = config.train.micro_batch
         return teacher if micro_batch is None else in_parts(teacher, micro_batch)
 

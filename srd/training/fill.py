@@ -20,7 +20,8 @@ from srd.distributed import processes
 from srd.errors import UserError
 from srd.models.teacher import LoadedTeacher
 from srd.run.log import RunLog
-from srd.training.cached_teacher import arrange, as_values, load_teacher
+from srd.training.arrange import arrange_teacher
+from srd.training.cached_teacher import as_values, load_teacher
 from srd.training.micro_batches import in_parts
 from srd.training.run_cache import RunCache, open_cache
 from srd.training.teaching import check_teacher, with_known_teacher
@@ -104,7 +105,9 @@ def open_filler(config: Config) -> tuple[Filler, RunCache, Precision]:
     else:
         teacher = load_teacher(config, inputs.num_classes, precision)
         check_teacher(teacher, config.distill, inputs.class_names)
-    arrange(teacher.model, config, precision)
+    assert inputs.train_batches is not None
+    batches = cache.epochs * len(inputs.train_batches)
+    arrange_teacher(teacher, config, precision, batches=batches)
     return Filler(config, inputs, teacher, precision), cache, precision
 
 

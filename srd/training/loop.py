@@ -16,7 +16,7 @@ from torch import Tensor
 
 from srd.config.fields import Plan
 from srd.data.views import STEP, derive
-from srd.device import Precision, Readback
+from srd.device import Precision
 from srd.distributed import processes, reduce
 from srd.distributed.signals import StopSignals
 from srd.errors import Stopped
@@ -30,6 +30,7 @@ from srd.training.parts import Evaluate, Pending, Position, Schedule, Span, Task
 from srd.training.probe import ProjectorProbe
 from srd.training.update import check_finite, update
 
+ASKED = "asked to stop"  # sent with the losses
 HANDED_ON = ("acc1", "distance")  # numbers that are written beside a student's weights
 
 
@@ -70,7 +71,7 @@ class Loop:
         span: Span | None = None,
         probe: ProjectorProbe | None = None,
     ) -> None:
-        self.span = span or Span(0, plan.epochs)
+        self.span, self.probe = span or Span(0, plan.epochs), probe or ProjectorProbe(None)
         self.task, self.optimizer, self.schedule = task, optimizer, schedule
         self.plan, self.seed, self.clip_norm = plan, seed, clip_norm
         self.data, self.steps, self.evaluate = data, len(data.batches), evaluate
@@ -81,11 +82,9 @@ class Loop:
             Average(task.model, plan.ema_decay, plan.ema_warmup) if plan.ema_decay else None
         )
         self.position = Position(epoch=self.span.first, updates=self.span.updates)
-        self.extended = list[dict[str, Any]]()
-        self.probe = probe or ProjectorProbe(None)
+        self.extended, self.saver = list[dict[str, Any]](), Saver()
         self.pending: Pending | None = None
         self.signals, self.stopping = StopSignals(), False
-        self.saver = Saver()
 
     def state(self) -> dict[str, Any]:
         """Everything that the run needs to go on, as tensors and plain values.
@@ -186,7 +185,9 @@ class Loop:
                 self.save_and_stop()
             if plan.save_every_steps and position.updates % plan.save_every_steps == 0:
                 self.save_last()
-        self.log_pending(bar)
+        self.settle(bar)
+        if self.stopping:
+            self.save_and_stop()
         self.log_epoch(position.step - first, time.perf_counter() - started)
         done = position.epoch + 1
         if done >= self.span.end or done % plan.save_every == 0:
@@ -205,28 +206,26 @@ class Loop:
         # One small reduction tells every process the global losses, and whether any was asked to stop.
         asked = torch.full_like(losses["loss"], float(self.signals.received is not None))
         means = reduce.reduce_mean(torch.stack([*losses.values(), asked]).detach())
-        stop = Readback({"asked": means[-1]})  # arrives before the losses do
-        rate = self.optimizer.param_groups[0]["lr"]
-        values, norm = update(
+        terms, norm = update(
             losses["loss"],
-            dict(zip(losses, means, strict=False)),
+            dict(zip([*losses, ASKED], means, strict=True)),
             optimizer=self.optimizer,
             scaler=self.scaler,
             clip_norm=self.clip_norm,
             where=where,
             backward=self.backward,
         )
-        self.stopping = stop.wait()["asked"] > 0
         self.saver.check()
-        self.log_pending(bar)
+        self.settle(bar)
         now = time.perf_counter()
         speed = self.plan.batch_size / (now - self.clock)
         position.seconds, self.clock = position.seconds + now - self.clock, now
-        row = {"epoch": position.epoch, "step": position.updates, **values, "lr": rate}
-        self.pending = Pending({**row, "images_per_second": round(speed, 1)}, norm, where)
-        for name, value in values.items():
-            position.sums[name] = position.sums.get(name, 0.0) + value
+        row = {"epoch": position.epoch, "step": position.updates, **dict.fromkeys(losses)}
+        row |= {"lr": self.optimizer.param_groups[0]["lr"], "images_per_second": round(speed, 1)}
+        self.pending = Pending(row, terms, norm, where)
         position.step, position.updates = position.step + 1, position.updates + 1
+        if terms.is_here:
+            self.settle(bar)
         if self.average:
             self.average.update(position.updates)
         if position.step == self.steps:
@@ -240,19 +239,21 @@ class Loop:
         place = f"{self.label}, step {self.position.step} of {self.steps}"
         raise Stopped(f"saved {self.folder.last} in {place}", self.signals.code)
 
-    def log_pending(self, bar: Bar | None = None) -> None:
-        """Log the step before, whose gradient norm has arrived by now.
+    def settle(self, bar: Bar | None = None) -> None:
+        """Check, sum up and log the last step; on a GPU that is the one before, while one is under way.
 
-        In fp16 an infinite norm is the loss scale's business; otherwise it ends the run, before
-        anything made from it could be saved.
+        In fp16 an infinite norm is the loss scale's business; otherwise it ends the run, unsaved.
         """
         if self.pending is None:
             return
         pending, self.pending = self.pending, None
-        norm = pending.norm.wait()["grad_norm"]
-        if not self.scaler.is_enabled():
-            check_finite({"grad_norm": norm}, pending.where, "nothing was saved from there on")
-        row = {**pending.row, "grad_norm": norm if math.isfinite(norm) else None}
+        terms, norm = pending.terms.wait(), pending.norm.wait()["grad_norm"]
+        self.stopping = terms.pop(ASKED) > 0
+        numbers = terms if self.scaler.is_enabled() else {**terms, "grad_norm": norm}
+        check_finite(numbers, pending.where, "nothing was saved from there on")
+        sums = self.position.sums
+        self.position.sums = {name: sums.get(name, 0.0) + value for name, value in terms.items()}
+        row = {**pending.row, **terms, "grad_norm": norm if math.isfinite(norm) else None}
         if row["step"] % self.plan.log_every == 0:
             self.log.row("step", row)
         if bar is not None:
@@ -266,9 +267,9 @@ class Loop:
 
     def log_epoch(self, steps: int, seconds: float) -> None:
         """The epoch's mean losses and speed."""
-        position = self.position
-        row: dict[str, Any] = {"epoch": position.epoch, "step": position.updates}
-        row |= {name: value / self.steps for name, value in position.sums.items()}
+        at = self.position
+        means = {name: value / self.steps for name, value in at.sums.items()}
+        row: dict[str, Any] = {"epoch": at.epoch, "step": at.updates, **means}
         row["lr"] = self.optimizer.param_groups[0]["lr"]
         if steps:
             row["images_per_second"] = round(steps * self.plan.batch_size / seconds, 1)
@@ -280,7 +281,7 @@ class Loop:
 
     def save(self, path: Path, before: Callable[[], object] = lambda: None) -> None:
         """Write a checkpoint, once every step in it is known to be sound, while training goes on."""
-        self.log_pending()
+        self.settle()
         if processes.is_main():
             write = partial(self.folder.save, path)
             self.saver.save(self.state(), lambda state: (before(), write(state)))

@@ -89,8 +89,9 @@ class Span:
 
 @dataclass
 class Pending:
-    """A step that is made but not logged: its gradient norm is still on its way from the device."""
+    """A step that is made but not logged: its numbers are still on their way from the device."""
 
     row: dict[str, Any]
+    terms: Readback
     norm: Readback
     where: str

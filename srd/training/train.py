@@ -121,7 +121,9 @@ def train(config: Config, trained: Trained = "student", notes: Sequence[str] = (
                 session.log.info(started)
             if config.cache.path and cache is None:
                 session.log.info(f"the loss {distill.loss.name} reads no teacher: no cache is used")
-            prepare(task, teacher, config, precision)
+            assert inputs.train_batches is not None
+            batches = config.train.epochs * len(inputs.train_batches)
+            prepare(task, teacher, config, precision, batches=batches)
             comparison = Comparison(folder, ValidationImages.of(inputs), anew=session.state is None)
             with teaching(task, cache, config, inputs, precision, session.log.info) as at:
                 loop = make_loop(session, config, task, inputs, precision, comparison, at)

@@ -46,11 +46,12 @@ def update(
     clip_norm: float | None,
     where: str,
     backward: Callable[[Tensor], None] = Tensor.backward,
-) -> tuple[dict[str, float], Readback]:
+) -> tuple[Readback, Readback]:
     """One update: backward, unscale, clip, check that the losses are finite, step.
 
-    The host waits for the loss values only after the whole backward pass is queued behind them,
-    so a GPU does not run dry; a loss that is not finite stops here, before the weights change.
+    On the CPU, numbers that are not finite stop here, before the weights change. A GPU is not waited
+    for: whoever reads what comes back (`check_finite`) must do so before anything made of the weights
+    is saved.
 
     Args:
         loss: of the global batch; the one to differentiate.
@@ -59,18 +60,17 @@ def update(
         backward: from the (scaled) loss to the parameters' gradients.
 
     Returns:
-        The terms as numbers, and the gradient norm on its way to the host.
+        The terms, and the gradient norm, on their way to the host.
 
     Raises:
-        RunFailed: a term is not finite, or (on the CPU, where it is known at once) the gradient.
+        RunFailed: on the CPU, a term or the gradient is not finite.
     """
     terms = Readback(logged)
     norm = gradients(loss, backward, optimizer=optimizer, scaler=scaler, clip_norm=clip_norm)
     grad_norm = Readback({"grad_norm": norm})
-    values = terms.wait()
-    check_finite(values, where)
     if loss.device.type == "cpu":
+        check_finite(terms.wait(), where)
         check_finite(grad_norm.wait(), where)
     scaler.step(optimizer)
     scaler.update()
-    return values, grad_norm
+    return terms, grad_norm

@@ -35,7 +35,7 @@ def stepped(
         clip_norm=clip_norm,
         where="epoch 2, step 31",
     )
-    return values, norm.wait()["grad_norm"]
+    return values.wait(), norm.wait()["grad_norm"]
 
 
 def test_a_step_follows_the_gradient() -> None:

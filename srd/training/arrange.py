@@ -1,0 +1,53 @@
+"""How networks are held while they run: memory layout, types, compilation. The same numbers either way,
+but for the last bits of what is compiled."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from srd.compiled import compile_network, compiles_teacher
+from srd.config.fields import Config
+from srd.device import Precision
+from srd.models.teacher import LoadedTeacher
+
+
+def arrange_student(student: nn.Module, config: Config, precision: Precision) -> None:
+    """Memory layout, and compilation where it is asked for.
+
+    Raises:
+        UserError: it is, and there is no compiler.
+    """
+    _arrange(student, precision)
+    if config.compile:
+        compile_network(student, precision.device, asked=True)
+
+
+def arrange_teacher(
+    teacher: LoadedTeacher,
+    config: Config,
+    precision: Precision,
+    *,
+    batches: int,
+) -> None:
+    """Memory layout, the type of its weights, and compilation where it is asked for or pays.
+
+    Args:
+        batches: that it will see.
+
+    Raises:
+        UserError: compilation is asked for, and there is no compiler.
+    """
+    network, device = teacher.model, precision.device
+    _arrange(network, precision)
+    if precision.mixed is not None:
+        network.hold_in(precision.mixed)
+    if compiles_teacher(
+        config.compile, device, deterministic=config.deterministic, batches=batches
+    ):
+        compile_network(network, device, asked=config.compile)
+
+
+def _arrange(network: nn.Module, precision: Precision) -> None:
+    if precision.device.type == "cuda":
+        network.to(memory_format=torch.channels_last)
