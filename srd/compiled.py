@@ -10,7 +10,7 @@ from torch import nn
 
 from srd.errors import UserError, warn
 
-PAYS = 5000  # batches from which compiling a frozen teacher saves more time than it takes
+PAYS = 2000  # batches from which compiling a frozen teacher saves more time than it takes
 
 _compiled: list[nn.Module] = []
 

@@ -98,7 +98,7 @@ def test_a_cache_replays_what_was_recorded(trained: Runner, tmp_path: Path) -> N
 def test_compiled_networks_compute_what_they_do_uncompiled(trained: Runner) -> None:
     plain, compiled = (
         trained("plain", "--amp=off"),
-        trained("compiled", "--amp=off", "--compile=true"),
+        trained("compiled", "--amp=off", "--compile"),
     )
     torch.testing.assert_close(losses(compiled), losses(plain), rtol=2e-3, atol=2e-3)
 

@@ -33,7 +33,7 @@ FLAGS = {
 
 # flags without a value, which turn a field on
 SWITCHES = {
-    "compile": ("compile", "torch.compile teacher and student; false: neither"),
+    "compile": ("compile", "torch.compile teacher and student"),
     "extend": ("extend", "go on with a run under other settings"),
     "slim": ("slim", "when it is done, remove the run's checkpoints"),
     "unlabelled": ("data.unlabelled", "pictures without classes: the teacher alone teaches"),

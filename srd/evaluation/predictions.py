@@ -31,12 +31,11 @@ class Recorder:
 
     @torch.no_grad()
     def add(self, images: Tensor, targets: Tensor, logits: Tensor) -> None:
-        """A batch: positions (B,), class numbers (B,), logits (B, C)."""
-        probabilities, classes = logits.softmax(dim=1).max(dim=1)
-        at = images.to(self.table.device)
+        """A batch, on any device: positions (B,), class numbers (B,), logits (B, C)."""
+        probabilities, classes = logits.double().softmax(dim=1).max(dim=1)
         seen = torch.ones_like(probabilities)
-        rows = [row.to(self.table.dtype) for row in (seen, targets, classes, probabilities)]
-        self.table[:, at] = torch.stack(rows)
+        rows = [row.to(self.table) for row in (seen, targets, classes, probabilities)]
+        self.table[:, images.to(self.table.device)] = torch.stack(rows)
 
     def told(self) -> Told:
         """What was collected, of all processes; each has to ask."""

@@ -63,7 +63,7 @@ class FrozenTeacher(nn.Module):
         """Stays in evaluation mode, whatever `mode` says."""
         return super().train(False)
 
-    def hold_in(self, dtype: torch.dtype) -> None:
+    def round_weights(self, dtype: torch.dtype) -> None:
         """Round the weights of convolutions and linear layers once, not again in every autocast."""
         for layer in self.model.modules():
             if type(layer) in ROUNDED_BY_AUTOCAST:

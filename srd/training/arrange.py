@@ -3,22 +3,22 @@ but for the last bits of what is compiled."""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
-
 from srd.compiled import compile_network, compiles_teacher
 from srd.config.fields import Config
 from srd.device import Precision
+from srd.models.layout import hold
+from srd.models.students import Student
 from srd.models.teacher import LoadedTeacher
 
 
-def arrange_student(student: nn.Module, config: Config, precision: Precision) -> None:
+def arrange_student(student: Student, config: Config, precision: Precision) -> None:
     """Memory layout, and compilation where it is asked for.
 
     Raises:
         UserError: it is, and there is no compiler.
     """
-    _arrange(student, precision)
+    if precision.device.type == "cuda":
+        hold(student.model, compiled=config.compile is True)
     if config.compile:
         compile_network(student, precision.device, asked=True)
 
@@ -39,15 +39,12 @@ def arrange_teacher(
         UserError: compilation is asked for, and there is no compiler.
     """
     network, device = teacher.model, precision.device
-    _arrange(network, precision)
     if precision.mixed is not None:
-        network.hold_in(precision.mixed)
-    if compiles_teacher(
+        network.round_weights(precision.mixed)
+    compiled = compiles_teacher(
         config.compile, device, deterministic=config.deterministic, batches=batches
-    ):
+    )
+    if device.type == "cuda":
+        hold(network.model, compiled=compiled)
+    if compiled:
         compile_network(network, device, asked=config.compile)
-
-
-def _arrange(network: nn.Module, precision: Precision) -> None:
-    if precision.device.type == "cuda":
-        network.to(memory_format=torch.channels_last)
