@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,9 +15,10 @@ from resnet.models import Models, load_models
 from resnet.recipe import Recipe, read_recipe
 from resnet.sections import check_sections
 from resnet.train import prepare
-from resnet.trainer import BoxTask, to_device
-from srd.bench.step import fresh, random_batch
+from resnet.trainer import BoxTask, compile_networks, to_device
+from srd.bench.step import LONG, Step, fresh, one_behind, random_batch, repeated
 from srd.bench.timing import Line, Sizes, in_turn
+from srd.data.loader import Batch
 from srd.device import Precision
 from srd.training.update import update
 
@@ -63,23 +66,45 @@ train:
           criterion: {{key: SimpleRecipeCriterion, kwargs: {{teacher_layer: layer4}}}}
           weight: 1.0
 test: {{test_data_loader: *loader}}
-run: {{amp: {amp}, channels_last: {last}}}
+run: {run}
 """
 
 
 def measure(sizes: Sizes, device: torch.device) -> Iterator[Line]:
     """One update from a batch in memory."""
-    on_gpu = device.type == "cuda"
-    with tempfile.TemporaryDirectory() as name:
-        task, precision = _task(Path(name), sizes, device, plain=False)
-        theirs = _task(Path(name), sizes, device, plain=True)[0].box
     batch = random_batch(sizes, device)
+    kinds: dict[str, bool | None] = {"": None}
+    if device.type == "cuda":
+        kinds[", compiled"] = True
+    with tempfile.TemporaryDirectory() as name:
+        calls = {
+            kind: our_step(*_task(Path(name), sizes, device, compiled), batch)
+            for kind, compiled in kinds.items()
+        }
+        calls["reference"] = their_step(_plain_box(Path(name), sizes, device), batch, device)
+    rounds = {name: repeated(call, sizes.round_steps) for name, call in calls.items()}
+    times = in_turn(rounds, seconds=sizes.seconds, device=device)
+    reference = times.pop("reference")
+    for kind, ours in times.items():
+        yield Line(
+            name=f"resnet: {sizes.resnets[1]} taught by {sizes.resnets[0]}{kind}",
+            ours=ours,
+            reference=reference,
+            items=sizes.round_steps * sizes.batch_size,
+            note="reference: torchdistill's own box in float32; compiled: the student too",
+        )
 
-    def our_step() -> None:
+
+def our_step(task: BoxTask, precision: Precision, batch: Batch) -> Step:
+    """The step that `srd.training.loop` makes with a box, from a batch in memory."""
+    settle = one_behind()
+    last = precision.device.type == "cuda"
+
+    def step() -> None:
         here = fresh(batch)
-        items = to_device((here.images, here.targets, {}), precision, channels_last=on_gpu)
+        items = to_device((here.images, here.targets, {}), precision, channels_last=last)
         losses = task.losses(items, 0)
-        update(
+        terms, _ = update(
             losses["loss"],
             {name: value.detach() for name, value in losses.items()},
             optimizer=task.box.optimizer,
@@ -88,44 +113,62 @@ def measure(sizes: Sizes, device: torch.device) -> Iterator[Line]:
             where="a benchmark",
             backward=task.backward,
         )
+        settle(terms)
 
-    def their_step() -> None:
+    return step
+
+
+def their_step(box: Any, batch: Batch, device: torch.device) -> Step:
+    """torchdistill's own."""
+
+    def step() -> None:
         here = fresh(batch)
         images = here.images.to(device, non_blocking=True)
-        loss = theirs.forward_process(images, here.targets.to(device, non_blocking=True), {})
-        theirs.post_forward_process(loss)
+        loss = box.forward_process(images, here.targets.to(device, non_blocking=True), {})
+        box.post_forward_process(loss)
         loss.item()
 
-    calls = {"ours": our_step, "reference": their_step}
-    times = in_turn(calls, seconds=sizes.seconds, device=device)
-    yield Line(
-        name=f"resnet: {sizes.resnets[1]} taught by {sizes.resnets[0]}",
-        ours=times["ours"],
-        reference=times["reference"],
-        items=sizes.batch_size,
-        note="reference: torchdistill's own box in float32",
-    )
+    return step
 
 
 def _task(
-    folder: Path, sizes: Sizes, device: torch.device, *, plain: bool
+    folder: Path, sizes: Sizes, device: torch.device, compiled: bool | None
 ) -> tuple[BoxTask, Precision]:
-    """A box with random weights; prepared as our runs are, or as torchdistill leaves it."""
-    teacher, student = sizes.resnets
-    gpu = device.type == "cuda" and not plain
-    text = RECIPE.format(
-        teacher=teacher, student=student, batch=sizes.batch_size,
-        amp="auto" if gpu else "off", last=str(gpu).lower(),
-    )  # fmt: skip
-    file = folder / "recipe.yaml"
-    file.write_text(text)
-    recipe: Recipe = read_recipe(file)
-    check_sections(recipe.config, str(file))
+    """A box with random weights, prepared as a long run is."""
+    settings = {"amp": "auto", "channels_last": True} if device.type == "cuda" else {}
+    if compiled is not None:
+        settings["compile"] = compiled
+    recipe = _recipe(folder, sizes, settings)
     precision = Precision.choose(recipe.run.amp, device)
-    torch.manual_seed(0)
-    models: Models = load_models(recipe, device)
-    if not plain:
-        prepare(models, recipe, precision)
+    models = _models(recipe, device)
+    prepare(models, recipe, precision)
     box = boxes.make_box(recipe, models, device, 1)
     boxes.start_epoch(box, models, 0)
+    compile_networks(box, recipe.run, device, LONG)
     return BoxTask(box, models, precision), precision
+
+
+def _plain_box(folder: Path, sizes: Sizes, device: torch.device) -> Any:
+    """A box as torchdistill leaves it."""
+    recipe = _recipe(folder, sizes, {})
+    models = _models(recipe, device)
+    box = boxes.make_box(recipe, models, device, 1)
+    boxes.start_epoch(box, models, 0)
+    return box
+
+
+def _recipe(folder: Path, sizes: Sizes, settings: dict[str, Any]) -> Recipe:
+    teacher, student = sizes.resnets
+    text = RECIPE.format(
+        teacher=teacher, student=student, batch=sizes.batch_size, run=json.dumps(settings)
+    )
+    file = folder / "recipe.yaml"
+    file.write_text(text)
+    recipe = read_recipe(file)
+    check_sections(recipe.config, str(file))
+    return recipe
+
+
+def _models(recipe: Recipe, device: torch.device) -> Models:
+    torch.manual_seed(0)
+    return load_models(recipe, device)

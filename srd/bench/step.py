@@ -18,7 +18,7 @@ from srd.config.layers import Layer
 from srd.config.reading import read_config
 from srd.data.augment import Mix
 from srd.data.loader import Batch, to_device
-from srd.device import Precision
+from srd.device import Precision, Readback
 from srd.method.losses import NoSettings
 from srd.models import timm_models
 from srd.models.frozen import FrozenTeacher, Normalization
@@ -30,6 +30,7 @@ from srd.training.task import DistillationTask
 from srd.training.update import update
 
 CLASSES = 1000
+LONG = 1_000_000  # steps of a run
 Step = Callable[[], object]
 
 
@@ -39,28 +40,48 @@ def measure(sizes: Sizes, device: torch.device) -> Iterator[Line]:
     rate = matrix_rate(device, precision.mixed or precision.dtype)
     config = configuration(sizes, device)
     batch = random_batch(sizes, device)
+    kinds = {"": config}
+    if device.type == "cuda":
+        kinds[", compiled"] = replace(config, compile=True)
     for alone in (False, True):
-        teacher = None if alone else random_teacher(sizes, precision)
-        calls = {
-            "ours": our_step(config, teacher, precision, batch),
-            "reference": released_step(sizes, teacher, device, batch),
-        }
-        times = in_turn(calls, seconds=sizes.seconds, device=device)
+        calls: dict[str, Step] = {}
+        for kind, own in kinds.items():
+            teacher = None if alone else random_teacher(sizes, precision)
+            calls[kind] = our_step(own, teacher, precision, batch)
+        plain = None if alone else random_teacher(sizes, Precision(device))
+        calls["reference"] = released_step(sizes, plain, device, batch)
+        rounds = {name: repeated(call, sizes.round_steps) for name, call in calls.items()}
+        times = in_turn(rounds, seconds=sizes.seconds, device=device)
+        reference = times.pop("reference")
         student = open_student(sizes.student, image_size=sizes.image_size)
         small = torch.zeros(2, 3, sizes.image_size, sizes.image_size)
         count = operations(student, small, training=True)
-        if teacher is not None:
+        if plain is not None:
             bare = random_teacher(sizes, Precision(torch.device("cpu")))
             count += operations(bare.model, small, training=False)
         what = "the student alone" if alone else f"taught by {sizes.teacher}"
-        yield Line(
-            name=f"step: {sizes.student}, {what}",
-            ours=times["ours"],
-            reference=times["reference"],
-            floor=count / 2 * sizes.batch_size / rate,
-            items=sizes.batch_size,
-            note="reference: a plain loop as released; floor: its operations at the matrix rate",
-        )
+        images = sizes.round_steps * sizes.batch_size
+        for kind, ours in times.items():
+            yield Line(
+                name=f"step: {sizes.student}, {what}{kind}",
+                ours=ours,
+                reference=reference,
+                floor=count / 2 * images / rate,
+                items=images,
+                note=f"{sizes.round_steps} step(s) a round, of {sizes.batch_size} images; reference: a "
+                "plain loop as released; floor: its operations at the matrix rate; compiled: the "
+                "student too, with --compile",
+            )
+
+
+def repeated(step: Step, count: int) -> Step:
+    """So many steps, after which a GPU is waited for once."""
+
+    def steps() -> None:
+        for _ in range(count):
+            step()
+
+    return steps
 
 
 def configuration(sizes: Sizes, device: torch.device) -> Config:
@@ -108,10 +129,10 @@ def our_step(
 def our_task(
     config: Config, teacher: LoadedTeacher | None, precision: Precision
 ) -> DistillationTask:
-    """A student, and a teacher where there is one."""
+    """A student, and a teacher where there is one, as in a long run."""
     distill = config.distill if teacher else Distill(loss=NoSettings())
     task = make_task(config, "student", distill, CLASSES, teacher, precision)
-    prepare(task, teacher, replace(config, distill=distill), precision)
+    prepare(task, teacher, replace(config, distill=distill), precision, batches=LONG)
     return task
 
 
@@ -123,10 +144,12 @@ def stepping(task: DistillationTask, config: Config, precision: Precision, batch
     mix = Mix(config.augment, num_classes=CLASSES, seed=0)
     scaler = precision.scaler()
 
+    settle = one_behind()
+
     def step() -> None:
         ready = mix(*to_device(fresh(batch), precision.device, precision.dtype), 0)
         losses = task.losses(ready, 0)
-        update(
+        terms, _ = update(
             losses["loss"],
             {name: value.detach() for name, value in losses.items()},
             optimizer=optimizer,
@@ -134,8 +157,21 @@ def stepping(task: DistillationTask, config: Config, precision: Precision, batch
             clip_norm=config.optim.clip_norm,
             where="a benchmark",
         )
+        settle(terms)
 
     return step
+
+
+def one_behind() -> Callable[[Readback], None]:
+    """Waits for what came of the step before, as a run does."""
+    before: list[Readback] = []
+
+    def settle(terms: Readback) -> None:
+        before.append(terms)
+        if len(before) > 1:
+            before.pop(0).wait()
+
+    return settle
 
 
 def released_step(

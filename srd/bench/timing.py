@@ -20,6 +20,7 @@ class Sizes:
         images: pictures in the files that are read.
         steps: of an epoch that is cached.
         state_mb: megabytes of a checkpoint.
+        round_steps: that are timed together, so that a GPU may be told of one while it runs another.
     """
 
     seconds: float
@@ -30,13 +31,14 @@ class Sizes:
     images: int = 64
     steps: int = 4
     state_mb: int = 287
+    round_steps: int = 1
     resnets: tuple[str, str] = ("resnet34", "resnet18")  # teacher, student
 
 
 SIZES = {
     "full": Sizes(seconds=40),
     "quick": Sizes(seconds=2, teacher="regnety_016", batch_size=2, images=24, steps=2),
-    "gpu": Sizes(seconds=15, batch_size=256, images=512, steps=24),
+    "gpu": Sizes(seconds=8, batch_size=256, images=512, steps=24, round_steps=8),
     "tiny": Sizes(
         seconds=0.01, teacher="regnety_002", image_size=32, batch_size=4, images=4, state_mb=1
     ),

@@ -50,12 +50,13 @@ def run(arguments: Sequence[str]) -> None:
         from srd.bench.machine import machine, matrix_rate, memory_rate
         from srd.bench.pages import table, write
         from srd.bench.timing import SIZES
-        from srd.device import choose_device
+        from srd.device import choose_device, set_determinism
 
         names = flags.names or [n for n in known if not flags.gpu or n in GPU]
         measures = [known[name].load() for name in names]
 
     device = choose_device("cuda" if flags.gpu and flags.device == "auto" else flags.device)
+    set_determinism(False)  # as in a run
     chosen = [name for name in ("quick", "gpu", "tiny") if getattr(flags, name)]
     sizes = SIZES[chosen[0] if chosen else "full"]
     about = machine(device)

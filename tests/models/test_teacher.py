@@ -16,6 +16,7 @@ from deit.student import create_student
 from srd.config.fields import Teacher
 from srd.device import Precision
 from srd.errors import UserError
+from srd.models import timm_models
 from srd.models.frozen import FrozenTeacher, Normalization
 from srd.models.outputs import Output, width
 from srd.models.teacher import LoadedTeacher, load_teacher, open_teacher
@@ -49,6 +50,22 @@ def test_statistics_and_weights_never_move() -> None:
         teacher(torch.randn(4, 3, 8, 8))
     assert task.train()["student"].training
     assert all(torch.equal(before[name], now) for name, now in network.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["test_byobnet", "test_vit", "test_resnet"])
+def test_weights_that_are_rounded_once_say_the_same_bits(name: str) -> None:
+    torch.manual_seed(0)
+    network = timm.create_model(name, num_classes=5)
+    teacher = FrozenTeacher(network, timm_models.read, IMAGENET, IMAGENET)
+    images = torch.randn(2, 3, 160, 160)
+    with torch.autocast("cpu", torch.bfloat16):
+        before = teacher(images)
+        teacher.round_weights(torch.bfloat16)
+        after = teacher(images)
+    assert any(p.dtype == torch.bfloat16 for p in teacher.parameters())
+    assert all(p.dtype == torch.float32 for n, p in teacher.named_parameters() if "bn" in n)
+    assert torch.equal(before.logits, after.logits)
+    assert torch.equal(before.features, after.features)
 
 
 def test_a_teacher_gives_the_same_answer_twice() -> None:
