@@ -56,11 +56,12 @@ def test_without_a_compiler_it_is_refused_where_it_was_asked_for(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (str(tmp_path / "no_compiler"),))
+    none = {"cpp.cxx": (str(tmp_path / "no_compiler"),)}
     torch.compiler.reset()
-    with pytest.raises(UserError, match=r"torch\.compile does not work here .*leave it out"):
-        compile_network(nn.Linear(2, 2), CPU, asked=True)
-    compile_network(nn.Linear(2, 2), CPU, asked=None)
+    with torch._inductor.config.patch(none):
+        with pytest.raises(UserError, match=r"torch\.compile does not work here .*leave it out"):
+            compile_network(nn.Linear(2, 2), CPU, asked=True)
+        compile_network(nn.Linear(2, 2), CPU, asked=None)
     assert "the teacher is not compiled (" in capsys.readouterr().err
 
 
