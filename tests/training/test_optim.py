@@ -349,7 +349,7 @@ def one_update(
         clip_norm=clip_norm,
         where="epoch 1, step 12",
     )
-    return terms, norm.wait()["grad_norm"]
+    return terms.wait(), norm.wait()["grad_norm"]
 
 
 @pytest.mark.parametrize("clip_norm", [None, 0.5])

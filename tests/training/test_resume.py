@@ -186,7 +186,7 @@ def test_killed_in_the_middle_of_an_epoch_it_ends_in_the_same_bits(
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     run = open_run(tmp_path / "run")
     assert run.state()["position"]["updates"] == 8
-    assert max(row["step"] for row in run.rows("step")) == 8
+    assert max(row["step"] for row in run.rows("step")) == 9
     assert deit(*command).code == 0
     run.assert_same(undisturbed)
 
