@@ -20,6 +20,7 @@ class Sizes:
         images: pictures in the files that are read.
         steps: of an epoch that is cached.
         state_mb: megabytes of a checkpoint.
+        gpu_alone: leave out what the CPU does without the GPU.
     """
 
     seconds: float
@@ -31,12 +32,13 @@ class Sizes:
     steps: int = 4
     state_mb: int = 287
     resnets: tuple[str, str] = ("resnet34", "resnet18")  # teacher, student
+    gpu_alone: bool = False
 
 
 SIZES = {
     "full": Sizes(seconds=40),
     "quick": Sizes(seconds=2, teacher="regnety_016", batch_size=2, images=24, steps=2),
-    "gpu": Sizes(seconds=15, batch_size=256, images=512, steps=24),
+    "gpu": Sizes(seconds=15, batch_size=256, images=512, steps=24, gpu_alone=True),
     "tiny": Sizes(
         seconds=0.01, teacher="regnety_002", image_size=32, batch_size=4, images=4, state_mb=1
     ),

@@ -1,4 +1,4 @@
-"""What is left to do with a training view where its batch is: numbers of bytes, then erased boxes.
+"""What is left to do with a training view where its batch is: operations, numbers of bytes, erased boxes.
 
 Workers hand over bytes, a quarter of float32's memory. What is erased is drawn where the view is, by
 timm's own code, so that a view stays a function of its key; only the arithmetic is done later, the same
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -18,6 +18,11 @@ from timm.data.transforms import MaybeToTensor
 from torch import Tensor
 from torchvision.transforms import Compose, Normalize
 from torchvision.transforms.functional import pil_to_tensor
+
+from srd.data.batched_operations import Drawn, Operations, augmented, gather_operations
+
+if TYPE_CHECKING:
+    from srd.data.planned import Policy
 
 
 class Box(NamedTuple):
@@ -29,9 +34,15 @@ class Box(NamedTuple):
 
 
 class Unfinished(NamedTuple):
-    """A view before its numbers are normalised: (3, H, W) uint8, and what is erased after."""
+    """A view before its numbers are normalised: (3, H, W) uint8, and what follows.
+
+    Args:
+        drawn: operations on its bytes.
+        erased: once it is normalised.
+    """
 
     pixels: Tensor
+    drawn: tuple[Drawn, ...] = ()
     erased: tuple[Box, ...] = ()
 
 
@@ -42,6 +53,13 @@ class Boxes(NamedTuple):
     values: Tensor
 
 
+class Rest(NamedTuple):
+    """What is left to do with a batch, in this order."""
+
+    operations: Operations
+    boxes: Boxes
+
+
 @dataclass(frozen=True)
 class Finish:
     """From bytes (B, 3, H, W) to normalised float32 images, as ToTensor and Normalize do."""
@@ -49,18 +67,22 @@ class Finish:
     mean: Sequence[float]
     std: Sequence[float]
 
-    def __call__(self, pixels: Tensor, boxes: Boxes | None) -> Tensor:
+    def __call__(self, pixels: Tensor, rest: Rest | None) -> Tensor:
         """Images in float32 where `pixels` are; boxes are erased in their order."""
+        if rest is not None and rest.operations.groups:
+            pixels = augmented(pixels, rest.operations)
         mean, std = (
-            torch.tensor(values, dtype=torch.float32).view(-1, 1, 1).to(pixels.device)
+            torch.tensor(values, dtype=torch.float32)
+            .view(-1, 1, 1)
+            .to(pixels.device, non_blocking=True)
             for values in (self.mean, self.std)
         )
         images = pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
-        if boxes is not None and len(boxes.places):
-            places = boxes.places.tolist()
+        if rest is not None and len(rest.boxes.places):
+            places = rest.boxes.places.tolist()
             channels = images.shape[1]
             sizes = [channels * height * width for *_, height, width in places]
-            parts = boxes.values.to(pixels.device, non_blocking=True).split(sizes)
+            parts = rest.boxes.values.to(pixels.device, non_blocking=True).split(sizes)
             for (image, top, left, height, width), part in zip(places, parts, strict=True):
                 box = images[image, :, top : top + height, left : left + width]
                 box.copy_(part.view(channels, height, width))
@@ -68,26 +90,33 @@ class Finish:
 
 
 def leave_unfinished(
-    transform: Any, *, fast: bool = False
+    transform: Any, pixels: str = "released"
 ) -> tuple[Callable[[Any], Any], Finish | None]:
     """timm's training transform up to the bytes, and what finishes them.
 
     Where it does not end with numbers, their normalisation, and perhaps erasing, all of it, and None.
 
     Args:
-        fast: it reads an `Encoded`, by `srd.data.fast_views`.
+        pixels: the path. On all but `released` it reads an `Encoded`, by `srd.data.fast_views`; on
+            `device` RandAugment's or AutoAugment's operations are left too, where nothing follows them.
     """
     steps = list(transform.transforms) if isinstance(transform, Compose) else []
     erasing = steps.pop() if steps and isinstance(steps[-1], RandomErasing) else None
     if [type(step) for step in steps[-2:]] != [MaybeToTensor, Normalize]:
         return transform, None
     finish = Finish(tuple(map(float, steps[-1].mean)), tuple(map(float, steps[-1].std)))
-    if fast:
-        from srd.data.fast_views import as_tensor, check_installed, fast_steps
+    pictures, policy = steps[:-2], None
+    if pixels == "released":
+        return _UpToBytes([*pictures, _in_bytes], policy, erasing), finish
+    from srd.data.fast_views import as_tensor, check_installed, fast_steps
 
-        check_installed()
-        return _UpToBytes([*fast_steps(steps[:-2]), as_tensor], erasing), finish
-    return _UpToBytes([*steps[:-2], _in_bytes], erasing), finish
+    check_installed()
+    if pixels == "device":
+        from srd.data.planned import planned
+
+        policy = planned(pictures[-1])
+    early = fast_steps(pictures[:-1] if policy else pictures)
+    return _UpToBytes([*early, as_tensor], policy, erasing), finish
 
 
 def _in_bytes(image: Image.Image) -> Tensor:
@@ -95,28 +124,31 @@ def _in_bytes(image: Image.Image) -> Tensor:
 
 
 class _UpToBytes:
-    """Steps from a picture to bytes (3, H, W), and what is erased of them."""
+    """Steps from a picture to bytes (3, H, W), and what is left to do with them."""
 
-    def __init__(self, steps: list[Any], erasing: RandomErasing | None) -> None:
-        self.steps, self.erasing = steps, erasing
+    def __init__(
+        self, steps: list[Any], policy: Policy | None, erasing: RandomErasing | None
+    ) -> None:
+        self.steps, self.policy, self.erasing = steps, policy, erasing
 
     def __call__(self, pixels: Any) -> Unfinished:
         for step in self.steps:
             pixels = step(pixels)
-        drawn = _Drawn(pixels.shape)
+        drawn = self.policy(*pixels.shape[1:]) if self.policy else ()
+        boxes = _Boxes(pixels.shape)
         if self.erasing is not None:
-            self.erasing(drawn)
-        return Unfinished(pixels, tuple(drawn.boxes))
+            self.erasing(boxes)
+        return Unfinished(pixels, drawn, tuple(boxes.drawn))
 
 
-class _Drawn:
+class _Boxes:
     """Stands in for an image that boxes are written into: it remembers them."""
 
     dtype = torch.float32
 
     def __init__(self, shape: torch.Size) -> None:
         self.shape = shape
-        self.boxes: list[Box] = []
+        self.drawn: list[Box] = []
 
     def size(self) -> torch.Size:
         return self.shape
@@ -124,11 +156,15 @@ class _Drawn:
     def __setitem__(self, place: tuple[slice, slice, slice], values: Tensor) -> None:
         _, rows, columns = place
         shape = (self.shape[0], rows.stop - rows.start, columns.stop - columns.start)
-        self.boxes.append(Box(rows.start, columns.start, values.expand(shape)))
+        self.drawn.append(Box(rows.start, columns.start, values.expand(shape)))
 
 
-def gather(erased: Sequence[tuple[Box, ...]]) -> Boxes:
-    """The boxes of a batch's views."""
+def gather(drawn: Sequence[tuple[Drawn, ...]], erased: Sequence[tuple[Box, ...]]) -> Rest:
+    """What is left to do with a batch, of what is left to do with its views."""
+    return Rest(gather_operations(drawn), _gather_boxes(erased))
+
+
+def _gather_boxes(erased: Sequence[tuple[Box, ...]]) -> Boxes:
     boxes = [(number, box) for number, view in enumerate(erased) for box in view]
     places = [(number, box.top, box.left, *box.values.shape[1:]) for number, box in boxes]
     values = [box.values.reshape(-1) for _, box in boxes]

@@ -86,9 +86,10 @@ def open_inputs(
     train_source, val_source, notes = open_splits(data, training=training)
     if train_source is not None:
         train_batches = TrainBatches(len(train_source), batch_size, seed, *here, repeat)
-        fast = data.pixels == "fast"
-        transform, finish = leave_unfinished(train_transform(augment, data, image_size), fast=fast)
-        views = SeededViews(train_source, transform, seed, substitute=True, files=fast)
+        released = train_transform(augment, data, image_size)
+        transform, finish = leave_unfinished(released, data.pixels)
+        files = data.pixels != "released"
+        views = SeededViews(train_source, transform, seed, substitute=True, files=files)
         stack = partial(collate, finish=finish)
         loader = make_loader(views, train_batches, data.workers, pin_memory, stack)
     val_views = SeededViews(val_source, eval_transform(data, image_size), seed, substitute=False)

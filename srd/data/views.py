@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from srd.data.batched_operations import Drawn
 from srd.data.encoded import Encoded, encoded
 from srd.data.finish import Box, Unfinished
 from srd.data.image_source import BROKEN_IMAGE, DamagedPicture, ImageSource, one_line
@@ -57,7 +58,8 @@ class View(NamedTuple):
     broken: tuple[str, ...]  # names and reasons of the files that could not be read
     needed: bool = False  # a training image: without it, its batch is too small
     key: tuple[int, int] = (0, 0)  # (epoch, index): what all of its draws follow
-    erased: tuple[Box, ...] = ()  # of an image in bytes, once it is normalised
+    drawn: tuple[Drawn, ...] = ()  # operations on an image in bytes
+    erased: tuple[Box, ...] = ()  # of it, once it is normalised
 
 
 class SeededViews(Dataset[View]):
@@ -109,8 +111,15 @@ class SeededViews(Dataset[View]):
             except (TooLarge, MemoryError, DamagedPicture) as error:  # others: transform's mistakes
                 broken.append(f"{printable(self.source.name(position))} ({one_line(error)})")
                 continue
-            pixels, erased = seen if isinstance(seen, Unfinished) else (seen, ())
-            return View(pixels, target, tuple(broken), key=key, erased=erased)
+            seen = seen if isinstance(seen, Unfinished) else Unfinished(seen)
+            return View(
+                seen.pixels,
+                target,
+                tuple(broken),
+                key=key,
+                drawn=seen.drawn,
+                erased=seen.erased,
+            )
         return View(None, -1, tuple(broken), needed=self.substitute, key=key)
 
     def _load(self, position: int) -> tuple[Image.Image | Encoded, int]:
