@@ -29,6 +29,7 @@ from srd.data.hf_datasets import open_dataset
 from srd.data.image_source import ImageSource
 from srd.data.loader import collate, make_loader, to_device
 from srd.data.packing import Packing, pack
+from srd.data.undecoded import why_not_on
 from srd.data.views import SeededViews
 
 WIDTH, HEIGHT = 500, 375  # ImageNet's usual size
@@ -74,6 +75,7 @@ def views(folder: Path, sizes: Sizes) -> Iterator[Line]:
     }
     if fast_is_installed():
         calls |= {name: _epochs(path(source, name, size)) for name in ("fast", "device")}
+        calls["device, files left to decode"] = _epochs(path(source, "device", size, True))
         side = max(1, size * 8 // 7)
         packings = {
             "": Packing(),
@@ -122,9 +124,10 @@ def resnet_views(folder: Path, sizes: Sizes) -> Iterator[Line]:
     )
 
 
-def path(of: ImageSource, pixels: str, size: int) -> SeededViews:
+def path(of: ImageSource, pixels: str, size: int, undecoded: bool = False) -> SeededViews:
     """DeiT's views of a source by a pixel path, up to what a worker hands over."""
-    transform, _ = leave_unfinished(train_transform(Augment(), Data(), size), pixels)
+    released = train_transform(Augment(), Data(), size)
+    transform, _ = leave_unfinished(released, pixels, undecoded=undecoded)
     return SeededViews(of, transform, 0, True, files=pixels != "released")
 
 
@@ -133,22 +136,27 @@ def finishing(folder: Path, sizes: Sizes, device: torch.device) -> Iterator[Line
     if not fast_is_installed():
         return
     source, size = FolderImages(folder, "train"), min(sizes.batch_size, sizes.images)
+    _, finish = leave_unfinished(train_transform(Augment(), Data(), sizes.image_size))
+    kinds = {"fast": ("fast", False), "RandAugment's pixels too": ("device", False)}
+    if not why_not_on(device):
+        kinds["decoding and RandAugment's pixels too"] = ("device", True)
     calls = {}
-    for name in ("fast", "device"):
-        _, finish = leave_unfinished(train_transform(Augment(), Data(), sizes.image_size))
-        views = path(source, name, sizes.image_size)
+    for name, (pixels, undecoded) in kinds.items():
+        views = path(source, pixels, sizes.image_size, undecoded)
         batch = collate([views[0, index] for index in range(size)], finish)
         if device.type == "cuda":
             batch = pin_memory(batch)
         calls[name] = partial(to_device, batch, device, torch.float32)
     times = in_turn(calls, seconds=sizes.seconds, device=device)
-    yield Line(
-        name="data: a batch finished on the device, RandAugment's pixels too",
-        ours=times["device"],
-        reference=times["fast"],
-        items=size,
-        note="reference: without them, as on the fast path",
-    )
+    reference = times.pop("fast")
+    for name, ours in times.items():
+        yield Line(
+            name=f"data: a batch finished on the device, {name}",
+            ours=ours,
+            reference=reference,
+            items=size,
+            note="reference of finished batches: without that, as on the fast path",
+        )
 
 
 def decoded(file: Path) -> Image.Image:

@@ -1,4 +1,4 @@
-"""What is left to do with a training view where its batch is: operations, numbers of bytes, erased boxes.
+"""What is left to do with a training view where its batch is: pixels, operations, numbers, erased boxes.
 
 Workers hand over bytes, a quarter of float32's memory. What is erased is drawn where the view is, by
 timm's own code, so that a view stays a function of its key; only the arithmetic is done later, the same
@@ -23,6 +23,7 @@ from srd.data.batched_operations import Drawn, Operations, augmented, gather_ope
 
 if TYPE_CHECKING:
     from srd.data.planned import Policy
+    from srd.data.undecoded import Files, Undecoded
 
 
 class Box(NamedTuple):
@@ -37,11 +38,12 @@ class Unfinished(NamedTuple):
     """A view before its numbers are normalised: (3, H, W) uint8, and what follows.
 
     Args:
+        pixels: or what they are decoded from.
         drawn: operations on its bytes.
         erased: once it is normalised.
     """
 
-    pixels: Tensor
+    pixels: Tensor | Undecoded
     drawn: tuple[Drawn, ...] = ()
     erased: tuple[Box, ...] = ()
 
@@ -56,6 +58,7 @@ class Boxes(NamedTuple):
 class Rest(NamedTuple):
     """What is left to do with a batch, in this order."""
 
+    files: Files | None
     operations: Operations
     boxes: Boxes
 
@@ -68,7 +71,15 @@ class Finish:
     std: Sequence[float]
 
     def __call__(self, pixels: Tensor, rest: Rest | None) -> Tensor:
-        """Images in float32 where `pixels` are; boxes are erased in their order."""
+        """Images in float32 where `pixels` are; boxes are erased in their order.
+
+        Raises:
+            UserError: a file that was left to decode is damaged.
+        """
+        if rest is not None and rest.files is not None:
+            from srd.data.undecoded import with_files
+
+            pixels = with_files(pixels, rest.files)
         if rest is not None and rest.operations.groups:
             pixels = augmented(pixels, rest.operations)
         mean, std = (
@@ -90,7 +101,7 @@ class Finish:
 
 
 def leave_unfinished(
-    transform: Any, pixels: str = "released"
+    transform: Any, pixels: str = "released", *, undecoded: bool = False
 ) -> tuple[Callable[[Any], Any], Finish | None]:
     """timm's training transform up to the bytes, and what finishes them.
 
@@ -99,6 +110,7 @@ def leave_unfinished(
     Args:
         pixels: the path. On all but `released` it reads an `Encoded`, by `srd.data.fast_views`; on
             `device` RandAugment's or AutoAugment's operations are left too, where nothing follows them.
+        undecoded: on `device`, JPEG files are left to decode too, where all steps allow it.
     """
     steps = list(transform.transforms) if isinstance(transform, Compose) else []
     erasing = steps.pop() if steps and isinstance(steps[-1], RandomErasing) else None
@@ -115,8 +127,12 @@ def leave_unfinished(
         from srd.data.planned import planned
 
         policy = planned(pictures[-1])
-    early = fast_steps(pictures[:-1] if policy else pictures)
-    return _UpToBytes([*early, as_tensor], policy, erasing), finish
+    early = [*fast_steps(pictures[:-1] if policy else pictures), as_tensor]
+    if undecoded:
+        from srd.data.undecoded import decode_later
+
+        early = decode_later(early)
+    return _UpToBytes(early, policy, erasing), finish
 
 
 def _in_bytes(image: Image.Image) -> Tensor:
@@ -159,9 +175,21 @@ class _Boxes:
         self.drawn.append(Box(rows.start, columns.start, values.expand(shape)))
 
 
-def gather(drawn: Sequence[tuple[Drawn, ...]], erased: Sequence[tuple[Box, ...]]) -> Rest:
+def gather(
+    images: Sequence[Tensor | Undecoded],
+    drawn: Sequence[tuple[Drawn, ...]],
+    erased: Sequence[tuple[Box, ...]],
+) -> Rest:
     """What is left to do with a batch, of what is left to do with its views."""
-    return Rest(gather_operations(drawn), _gather_boxes(erased))
+    return Rest(_gather_files(images), gather_operations(drawn), _gather_boxes(erased))
+
+
+def _gather_files(images: Sequence[Tensor | Undecoded]) -> Files | None:
+    if all(isinstance(image, Tensor) for image in images):
+        return None
+    from srd.data.undecoded import gather_files
+
+    return gather_files(images)
 
 
 def _gather_boxes(erased: Sequence[tuple[Box, ...]]) -> Boxes:

@@ -19,8 +19,8 @@ from srd.errors import UserError
 
 
 class Batch(NamedTuple):
-    """A batch: images (B, 3, H, W) in float32, or in bytes with what finishes them; targets (B,) int64,
-    and the broken files met. See `to_device`."""
+    """A batch: images (B, 3, H, W) in float32, or in bytes with what finishes them, but for those that it
+    decodes; targets (B,) int64, and the broken files met. See `to_device`."""
 
     images: Tensor
     targets: Tensor
@@ -41,13 +41,14 @@ def collate(views: Sequence[View], finish: Finish | None = None) -> Batch:
     """
     whole = [view for view in views if view.image is not None]
     images = [view.image for view in whole if view.image is not None]
+    decoded = [image for image in images if isinstance(image, Tensor)]
     return Batch(
-        default_collate(images) if images else torch.empty(0),
+        default_collate(decoded) if decoded else torch.empty(0),
         torch.tensor([view.target for view in whole], dtype=torch.long),
         [name for view in views for name in view.broken],
         sum(view.image is None and view.needed for view in views),
         torch.tensor([view.key for view in whole], dtype=torch.long).reshape(-1, 2),
-        gather([v.drawn for v in whole], [v.erased for v in whole]) if finish else None,
+        gather(images, [v.drawn for v in whole], [v.erased for v in whole]) if finish else None,
         finish,
     )
 

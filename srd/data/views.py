@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from srd.data.image_source import BROKEN_IMAGE, DamagedPicture, ImageSource, one
 from srd.data.numpy_draws import other_numpy_draws
 from srd.data.picture_costs import TooLarge
 from srd.printable import printable
+
+if TYPE_CHECKING:
+    from srd.data.undecoded import Undecoded
 
 # The first word of a key: which stream of draws it names.
 VIEW, SHUFFLE, MIX, STEP, INIT = range(5)
@@ -53,7 +56,8 @@ def seeded(*key: int) -> Iterator[None]:
 class View(NamedTuple):
     """One sample as a worker hands it over."""
 
-    image: Tensor | None  # (3, H, W); None where the file is broken and has no substitute
+    # (3, H, W), or what it is decoded from; None where the file is broken and has no substitute
+    image: Tensor | Undecoded | None
     target: int
     broken: tuple[str, ...]  # names and reasons of the files that could not be read
     needed: bool = False  # a training image: without it, its batch is too small

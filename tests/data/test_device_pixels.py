@@ -18,7 +18,7 @@ from torchvision import transforms
 from srd.config.fields import Augment, Data
 from srd.data.augment import train_transform
 from srd.data.encoded import Encoded
-from srd.data.finish import Unfinished, gather, leave_unfinished
+from srd.data.finish import Unfinished, leave_unfinished
 from srd.data.inputs import open_inputs
 from srd.data.loader import collate, make_loader, to_device
 from srd.data.views import VIEW, SeededViews, seeded
@@ -26,7 +26,7 @@ from tests.data.pictures import picture
 
 pytest.importorskip("simplejpeg")
 pytest.importorskip("cv2")
-from srd.data.batched_operations import augmented
+from srd.data.batched_operations import augmented, gather_operations
 from srd.data.planned import Plan, _planned
 
 CPU = torch.device("cpu")
@@ -70,8 +70,7 @@ FILES = Files([(90, 70), (60, 90), (50, 50), (120, 44)])
 def batched(pixels: list[np.ndarray], drawn: list[Any]) -> np.ndarray:
     """Pictures (H, W, 3) after the operations of each."""
     images = torch.stack([torch.from_numpy(p.copy()).permute(2, 0, 1) for p in pixels])
-    operations = gather(drawn, [()] * len(drawn)).operations
-    return augmented(images, operations).permute(0, 2, 3, 1).numpy()
+    return augmented(images, gather_operations(drawn)).permute(0, 2, 3, 1).numpy()
 
 
 @pytest.mark.parametrize("name", KNOWN)
