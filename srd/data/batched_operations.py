@@ -72,7 +72,8 @@ def augmented(pixels: Tensor, operations: Operations) -> Tensor:
 
 def auto_contrast(images: Tensor, _: Tensor) -> Tensor:
     low, high = (end(dim=(2, 3)).double()[..., None] for end in (images.amin, images.amax))
-    scale = 255.0 / (high - low).clamp(min=1)
+    span = (high - low).clamp(min=1)
+    scale = torch.full_like(span, 255) / span  # a number's division would be by the inverse
     tables = (_ramp(images).double() * scale + -low * scale).clamp(0, 255)
     return _looked_up(images, torch.where(high > low, tables, _ramp(images)))
 
@@ -114,8 +115,9 @@ def brightness(images: Tensor, numbers: Tensor) -> Tensor:
 
 def contrast(images: Tensor, numbers: Tensor) -> Tensor:
     grey = _grey(images)
-    mean = grey.sum(dim=(2, 3), keepdim=True).double() / grey[0].numel()
-    return _blended((mean + 0.5).floor(), images, numbers)
+    size = grey[0].numel()
+    mean = (2 * grey.sum(dim=(2, 3), keepdim=True) + size) // (2 * size)  # to the nearest
+    return _blended(mean, images, numbers)
 
 
 def color(images: Tensor, numbers: Tensor) -> Tensor:

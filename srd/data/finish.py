@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -67,8 +68,8 @@ class Rest(NamedTuple):
 class Finish:
     """From bytes (B, 3, H, W) to normalised float32 images, as ToTensor and Normalize do."""
 
-    mean: Sequence[float]
-    std: Sequence[float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     def __call__(self, pixels: Tensor, rest: Rest | None) -> Tensor:
         """Images in float32 where `pixels` are; boxes are erased in their order.
@@ -82,13 +83,8 @@ class Finish:
             pixels = with_files(pixels, rest.files)
         if rest is not None and rest.operations.groups:
             pixels = augmented(pixels, rest.operations)
-        mean, std = (
-            torch.tensor(values, dtype=torch.float32)
-            .view(-1, 1, 1)
-            .to(pixels.device, non_blocking=True)
-            for values in (self.mean, self.std)
-        )
-        images = pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
+        most, mean, std = (_there(v, pixels.device) for v in ((255.0,), self.mean, self.std))
+        images = pixels.to(torch.float32).div_(most).sub_(mean).div_(std)
         if rest is not None and len(rest.boxes.places):
             places = rest.boxes.places.tolist()
             channels = images.shape[1]
@@ -98,6 +94,15 @@ class Finish:
                 box = images[image, :, top : top + height, left : left + width]
                 box.copy_(part.view(channels, height, width))
         return images
+
+
+@cache
+def _there(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """(C, 1, 1) on the device once: a copy from the host would wait for all that is under way.
+
+    GPUs divide by tensors exactly, and by a number of the host's by multiplying with its inverse.
+    """
+    return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
 
 
 def leave_unfinished(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import auto_augment as timms
 from torchvision import transforms
 
@@ -26,7 +26,7 @@ from tests.data.pictures import picture
 
 pytest.importorskip("simplejpeg")
 pytest.importorskip("cv2")
-from srd.data.batched_operations import augmented, gather_operations
+from srd.data.batched_operations import Drawn, augmented, gather_operations
 from srd.data.planned import Plan, _planned
 
 CPU = torch.device("cpu")
@@ -94,6 +94,17 @@ def test_an_operation_is_timms(name: str) -> None:
         assert apart.max() <= 1 and (apart > 0).mean() < SHARE
     else:
         assert apart.max() == 0
+
+
+def test_a_contrast_that_is_stretched_by_a_whole_number_is_rounded_as_pillows() -> None:
+    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
+    pairs = [
+        (low, low + span) for span in (3, 5, 15, 17, 51, 85) for low in range(0, 256 - span, 3)
+    ]
+    pictures = [ramp.clip(*pair) for pair in pairs]
+    seen = batched(pictures, [(Drawn("auto_contrast"),)] * len(pairs))
+    for one, shown in zip(pictures, seen, strict=True):
+        assert (np.asarray(ImageOps.autocontrast(Image.fromarray(one))) == shown).all()
 
 
 def test_pictures_of_a_few_pixels() -> None:
