@@ -181,7 +181,8 @@ def test_requirements_follow_from_pyproject() -> None:
         "wandb",
         "mlflow",
         "trackio",
-    }  # one's own choice
+        "gpu",
+    }  # one's own choice, or for one's own GPU
     for file, names in (("requirements.txt", extras - {"dev"}), ("requirements-dev.txt", extras)):
         lines = [line for line in (ROOT / file).read_text().splitlines() if line[0] != "#"]
         assert len(lines) == 1 and lines[0].startswith("-e .["), file

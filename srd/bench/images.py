@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 from timm.data import create_dataset, create_loader, create_transform
+from torch.utils.data._utils.pin_memory import pin_memory
 from torchvision import transforms
 
 from srd.bench.timing import Line, Sizes, in_turn
@@ -28,6 +29,7 @@ from srd.data.hf_datasets import open_dataset
 from srd.data.image_source import ImageSource
 from srd.data.loader import collate, make_loader, to_device
 from srd.data.packing import Packing, pack
+from srd.data.undecoded import why_not_on
 from srd.data.views import SeededViews
 
 WIDTH, HEIGHT = 500, 375  # ImageNet's usual size
@@ -38,6 +40,9 @@ def measure(sizes: Sizes, device: torch.device) -> Iterator[Line]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_pictures(folder, sizes.images)
+        yield from finishing(folder, sizes, device)
+        if sizes.gpu_alone:
+            return
         yield from views(folder, sizes)
         yield from resnet_views(folder, sizes)
         yield loaders(folder, sizes, device)
@@ -59,21 +64,18 @@ def write_pictures(folder: Path, count: int) -> None:
 
 def views(folder: Path, sizes: Sizes) -> Iterator[Line]:
     """DeiT's views of the folder in this process, without batches: by each path, and by timm."""
-    source, augment, size = FolderImages(folder, "train"), Augment(), sizes.image_size
+    source, size = FolderImages(folder, "train"), sizes.image_size
     files = sorted(folder.glob("train/*/*.jpg"))
     timms = plain_transform(sizes)
 
-    def path(of: ImageSource, fast: bool) -> SeededViews:
-        transform, _ = leave_unfinished(train_transform(augment, Data(), size), fast=fast)
-        return SeededViews(of, transform, 0, True, files=fast)
-
     calls = {
-        "released": _epochs(path(source, False)),
+        "released": _epochs(path(source, "released", size)),
         "reference": lambda: [timms(decoded(file)) for file in files],
         "floor": lambda: [decoded(file) for file in files],
     }
     if fast_is_installed():
-        calls["fast"] = _epochs(path(source, True))
+        calls |= {name: _epochs(path(source, name, size)) for name in ("fast", "device")}
+        calls["device, files left to decode"] = _epochs(path(source, "device", size, True))
         side = max(1, size * 8 // 7)
         packings = {
             "": Packing(),
@@ -81,7 +83,7 @@ def views(folder: Path, sizes: Sizes) -> Iterator[Line]:
             " uncompressed": Packing(side, None),
         }
         for name, packing in packings.items() if find_spec("datasets") else ():
-            calls[f"fast, packed{name}"] = _epochs(path(_packed(folder, packing), True))
+            calls[f"fast, packed{name}"] = _epochs(path(_packed(folder, packing), "fast", size))
     times = in_turn(calls, seconds=sizes.seconds)
     released, floor = times["released"], median(times.pop("floor"))
     references = {"released": times.pop("reference")}
@@ -92,8 +94,8 @@ def views(folder: Path, sizes: Sizes) -> Iterator[Line]:
             reference=references.get(name, released),
             floor=floor,
             items=len(source),
-            note="reference of DeiT's views, released: Pillow and timm's transform; of the fast ones: "
-            "released; floor: Pillow decodes",
+            note="reference of DeiT's views, released: Pillow and timm's transform; of the others: "
+            "released; floor: Pillow decodes; device: RandAugment's pixels are left to the device",
         )
 
 
@@ -120,6 +122,41 @@ def resnet_views(folder: Path, sizes: Sizes) -> Iterator[Line]:
         items=len(files),
         note="reference of torchvision's views: Pillow and its transforms",
     )
+
+
+def path(of: ImageSource, pixels: str, size: int, undecoded: bool = False) -> SeededViews:
+    """DeiT's views of a source by a pixel path, up to what a worker hands over."""
+    released = train_transform(Augment(), Data(), size)
+    transform, _ = leave_unfinished(released, pixels, undecoded=undecoded)
+    return SeededViews(of, transform, 0, True, files=pixels != "released")
+
+
+def finishing(folder: Path, sizes: Sizes, device: torch.device) -> Iterator[Line]:
+    """A batch of the folder's views from a worker's hands to normalised images on the device."""
+    if not fast_is_installed():
+        return
+    source, size = FolderImages(folder, "train"), min(sizes.batch_size, sizes.images)
+    _, finish = leave_unfinished(train_transform(Augment(), Data(), sizes.image_size))
+    kinds = {"fast": ("fast", False), "RandAugment's pixels too": ("device", False)}
+    if not why_not_on(device):
+        kinds["decoding and RandAugment's pixels too"] = ("device", True)
+    calls = {}
+    for name, (pixels, undecoded) in kinds.items():
+        views = path(source, pixels, sizes.image_size, undecoded)
+        batch = collate([views[0, index] for index in range(size)], finish)
+        if device.type == "cuda":
+            batch = pin_memory(batch)
+        calls[name] = partial(to_device, batch, device, torch.float32)
+    times = in_turn(calls, seconds=sizes.seconds, device=device)
+    reference = times.pop("fast")
+    for name, ours in times.items():
+        yield Line(
+            name=f"data: a batch finished on the device, {name}",
+            ours=ours,
+            reference=reference,
+            items=size,
+            note="reference of finished batches: without that, as on the fast path",
+        )
 
 
 def decoded(file: Path) -> Image.Image:

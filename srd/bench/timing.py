@@ -21,6 +21,7 @@ class Sizes:
         steps: of an epoch that is cached.
         state_mb: megabytes of a checkpoint.
         round_steps: that are timed together, so that a GPU may be told of one while it runs another.
+        gpu_alone: leave out what the CPU does without the GPU.
     """
 
     seconds: float
@@ -33,12 +34,13 @@ class Sizes:
     state_mb: int = 287
     round_steps: int = 1
     resnets: tuple[str, str] = ("resnet34", "resnet18")  # teacher, student
+    gpu_alone: bool = False
 
 
 SIZES = {
     "full": Sizes(seconds=40),
     "quick": Sizes(seconds=2, teacher="regnety_016", batch_size=2, images=24, steps=2),
-    "gpu": Sizes(seconds=8, batch_size=256, images=512, steps=24, round_steps=8),
+    "gpu": Sizes(seconds=8, batch_size=256, images=512, steps=24, round_steps=8, gpu_alone=True),
     "tiny": Sizes(
         seconds=0.01, teacher="regnety_002", image_size=32, batch_size=4, images=4, state_mb=1
     ),

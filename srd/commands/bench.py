@@ -14,7 +14,7 @@ from srd.errors import UserError, nearest
 from srd.installed import registered
 from srd.libraries import importing
 
-GPU = ("step", "eval", "resnet", "save", "cache", "processes")  # what a GPU can show
+GPU = ("data", "step", "eval", "resnet", "save", "cache", "processes")  # what a GPU can show
 GROUP = "srd.benches"
 
 

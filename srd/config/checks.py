@@ -27,10 +27,10 @@ def check(config: Config) -> None:
         low, high = getattr(config.augment, key)
         if low > high:
             raise UserError(f"augment.{key} ({low}, {high}): the first must not exceed the second")
-    if config.data.pixels == "fast" and config.model.in_chans != 3:
+    if config.data.pixels != "released" and config.model.in_chans != 3:
         raise UserError(
-            f"data.pixels: fast reads three channels, and model.in_chans is {config.model.in_chans}: "
-            "take data.pixels=released"
+            f"data.pixels: {config.data.pixels} reads three channels, and model.in_chans is "
+            f"{config.model.in_chans}: take data.pixels=released"
         )
     check_schedule(config.optim)
     check_warmup(config.optim, config.train.epochs)

@@ -67,7 +67,7 @@ class Data:
     label_column: str | None = None
     exif_orientation: bool | None = None  # turn pictures upright; None: all but ImageNet's
     images_per_class: Count | None = None  # train on the first n images of each class
-    pixels: Literal["released", "fast"] = "released"  # how training pictures are made into views
+    pixels: Literal["released", "fast", "device"] = "released"  # how views for training are made
     workers: Index = 8  # loader processes for each training process, at most one a core
     mean: Numbers = IMAGENET_MEAN  # as many as model.in_chans, whose usual ones take their place
     std: Positives = IMAGENET_STD

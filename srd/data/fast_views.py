@@ -85,7 +85,7 @@ class Released:
         self.step = step
 
     def __call__(self, picture: Encoded | Image.Image) -> np.ndarray:
-        image = _decoded(lambda: picture.image) if isinstance(picture, Encoded) else picture
+        image = decoded(lambda: picture.image) if isinstance(picture, Encoded) else picture
         return np.asarray(self.step(image))
 
 
@@ -110,18 +110,23 @@ class Crop:
 
     def __call__(self, picture: Encoded | Image.Image) -> np.ndarray:
         if isinstance(picture, Encoded):
-            height, width = _decoded(picture.size)
+            height, width = decoded(picture.size)
         else:
             width, height = picture.size
-        like = Outline(width, height)
-        top, left, *crop = self.step.get_params(like, self.step.scale, self.step.ratio)
-        several = isinstance(self.step.interpolation, (list, tuple))  # of which timm draws one
-        mode = random.choice(self.modes) if several else self.modes[0]
+        box, mode = self.draw(height, width)
         if isinstance(picture, Encoded):
-            pixels, scale = _decoded(lambda: picture.pixels((top, left, *crop), self.size))
+            pixels, scale = decoded(lambda: picture.pixels(box, self.size))
         else:
             pixels, scale = np.asarray(picture), 1
-        return resized(pixels, (top, left, *crop), scale, self.size, RESIZES[mode])
+        return resized(pixels, box, scale, self.size, mode)
+
+    def draw(self, height: int, width: int) -> tuple[tuple[int, ...], str]:
+        """Top, left, height and width of a part, and how it is resized."""
+        like = Outline(width, height)
+        box = self.step.get_params(like, self.step.scale, self.step.ratio)
+        several = isinstance(self.step.interpolation, (list, tuple))  # of which timm draws one
+        mode = random.choice(self.modes) if several else self.modes[0]
+        return tuple(box), RESIZES[mode]
 
 
 def resized(
@@ -157,7 +162,11 @@ class Flip:
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         import cv2
 
-        return cv2.flip(pixels, 1) if torch.rand(1).item() < self.probability else pixels
+        return cv2.flip(pixels, 1) if self.draw() else pixels
+
+    def draw(self) -> bool:
+        """Whether it does."""
+        return torch.rand(1).item() < self.probability
 
 
 class Normalised:
@@ -186,7 +195,8 @@ def as_tensor(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(planes(pixels))
 
 
-def _decoded(decode: Callable[[], Any]) -> Any:
+def decoded(decode: Callable[[], Any]) -> Any:
+    """What `decode` returns; faults of the picture become a DamagedPicture."""
     try:
         return decode()
     except (TooLarge, MemoryError):

@@ -5,11 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from torch.utils.data import DataLoader
 
 from srd.config.fields import Augment, Config, Data
 from srd.data.augment import train_transform
 from srd.data.batches import EvalBatches, TrainBatches
+from srd.data.fast_views import check_installed
 from srd.data.finish import leave_unfinished
 from srd.data.image_source import ImageSource
 from srd.data.loader import Batch, BrokenFiles, collate, make_loader
@@ -86,9 +88,14 @@ def open_inputs(
     train_source, val_source, notes = open_splits(data, training=training)
     if train_source is not None:
         train_batches = TrainBatches(len(train_source), batch_size, seed, *here, repeat)
-        fast = data.pixels == "fast"
-        transform, finish = leave_unfinished(train_transform(augment, data, image_size), fast=fast)
-        views = SeededViews(train_source, transform, seed, substitute=True, files=fast)
+        released = train_transform(augment, data, image_size)
+        undecoded = False
+        if data.pixels == "device":
+            undecoded, said = _decodes(pin_memory)
+            notes = [*notes, *said]
+        transform, finish = leave_unfinished(released, data.pixels, undecoded=undecoded)
+        files = data.pixels != "released"
+        views = SeededViews(train_source, transform, seed, substitute=True, files=files)
         stack = partial(collate, finish=finish)
         loader = make_loader(views, train_batches, data.workers, pin_memory, stack)
     val_views = SeededViews(val_source, eval_transform(data, image_size), seed, substitute=False)
@@ -106,6 +113,16 @@ def open_inputs(
         notes=notes,
         val_source=val_source,
     )
+
+
+def _decodes(gpu: bool) -> tuple[bool, list[str]]:
+    """Whether the device decodes training pictures, and why not."""
+    from srd.data.undecoded import why_not_on
+
+    check_installed()
+    device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
+    reason = why_not_on(device)
+    return not reason, [f"pictures are decoded in the workers: {reason}"] if reason else []
 
 
 def sample(inputs: Inputs, most: int) -> Inputs:

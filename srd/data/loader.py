@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from srd.data.finish import Boxes, Finish, gather
+from srd.data.finish import Finish, Rest, gather
 from srd.data.guard import check_descriptors
 from srd.data.views import View
 from srd.device import on_device
@@ -20,15 +20,15 @@ from srd.errors import UserError
 
 
 class Batch(NamedTuple):
-    """A batch: images (B, 3, H, W) in float32, or in bytes with what finishes them; targets (B,) int64,
-    and the broken files met. See `to_device`."""
+    """A batch: images (B, 3, H, W) in float32, or in bytes with what finishes them, but for those that it
+    decodes; targets (B,) int64, and the broken files met. See `to_device`."""
 
     images: Tensor
     targets: Tensor
     broken: list[str]
     missing: int = 0  # training images that neither could be read nor had a substitute
     keys: Tensor | None = None  # (B, 2) int64: (epoch, index) of every view; None: not known
-    erased: Boxes | None = None  # of images in bytes
+    rest: Rest | None = None  # to do with images in bytes
     finish: Finish | None = None  # None: they are finished
 
 
@@ -42,13 +42,14 @@ def collate(views: Sequence[View], finish: Finish | None = None) -> Batch:
     """
     whole = [view for view in views if view.image is not None]
     images = [view.image for view in whole if view.image is not None]
+    decoded = [image for image in images if isinstance(image, Tensor)]
     return Batch(
-        default_collate(images) if images else torch.empty(0),
+        default_collate(decoded) if decoded else torch.empty(0),
         torch.tensor([view.target for view in whole], dtype=torch.long),
         [name for view in views for name in view.broken],
         sum(view.image is None and view.needed for view in views),
         torch.tensor([view.key for view in whole], dtype=torch.long).reshape(-1, 2),
-        gather([view.erased for view in whole]) if finish else None,
+        gather(images, [v.drawn for v in whole], [v.erased for v in whole]) if finish else None,
         finish,
     )
 
@@ -136,5 +137,5 @@ def to_device(batch: Batch, device: torch.device, dtype: torch.dtype) -> tuple[T
     if device.type == "cuda" and images.ndim == 4:
         images = images.contiguous(memory_format=torch.channels_last)
     if batch.finish is not None:
-        images = batch.finish(images, batch.erased)
+        images = batch.finish(images, batch.rest)
     return images.to(dtype), batch.targets.to(device, non_blocking=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,12 +17,16 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from srd.data.batched_operations import Drawn
 from srd.data.encoded import Encoded, encoded
 from srd.data.finish import Box, Unfinished
 from srd.data.image_source import BROKEN_IMAGE, DamagedPicture, ImageSource, one_line
 from srd.data.numpy_draws import other_numpy_draws
 from srd.data.picture_costs import TooLarge
 from srd.printable import printable
+
+if TYPE_CHECKING:
+    from srd.data.undecoded import Undecoded
 
 # The first word of a key: which stream of draws it names.
 VIEW, SHUFFLE, MIX, STEP, INIT = range(5)
@@ -52,12 +56,14 @@ def seeded(*key: int) -> Iterator[None]:
 class View(NamedTuple):
     """One sample as a worker hands it over."""
 
-    image: Tensor | None  # (3, H, W); None where the file is broken and has no substitute
+    # (3, H, W), or what it is decoded from; None where the file is broken and has no substitute
+    image: Tensor | Undecoded | None
     target: int
     broken: tuple[str, ...]  # names and reasons of the files that could not be read
     needed: bool = False  # a training image: without it, its batch is too small
     key: tuple[int, int] = (0, 0)  # (epoch, index): what all of its draws follow
-    erased: tuple[Box, ...] = ()  # of an image in bytes, once it is normalised
+    drawn: tuple[Drawn, ...] = ()  # operations on an image in bytes
+    erased: tuple[Box, ...] = ()  # of it, once it is normalised
 
 
 class SeededViews(Dataset[View]):
@@ -109,8 +115,15 @@ class SeededViews(Dataset[View]):
             except (TooLarge, MemoryError, DamagedPicture) as error:  # others: transform's mistakes
                 broken.append(f"{printable(self.source.name(position))} ({one_line(error)})")
                 continue
-            pixels, erased = seen if isinstance(seen, Unfinished) else (seen, ())
-            return View(pixels, target, tuple(broken), key=key, erased=erased)
+            seen = seen if isinstance(seen, Unfinished) else Unfinished(seen)
+            return View(
+                seen.pixels,
+                target,
+                tuple(broken),
+                key=key,
+                drawn=seen.drawn,
+                erased=seen.erased,
+            )
         return View(None, -1, tuple(broken), needed=self.substitute, key=key)
 
     def _load(self, position: int) -> tuple[Image.Image | Encoded, int]:

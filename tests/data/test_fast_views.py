@@ -65,7 +65,7 @@ def views(folder: Path, **augment: Any) -> tuple[Any, Any, FolderImages]:
     """The released and the fast transform up to the bytes, and their pictures."""
     transform = train_transform(Augment(**augment), Data(), SIZE)
     source = FolderImages(folder, "train")
-    return leave_unfinished(transform)[0], leave_unfinished(transform, fast=True)[0], source
+    return leave_unfinished(transform)[0], leave_unfinished(transform, "fast")[0], source
 
 
 def drawn(transform: Any, picture: Any, key: tuple[int, int]) -> tuple[Unfinished, list[Any]]:
@@ -217,8 +217,8 @@ def test_the_head_says_what_pillow_says(folder: Path) -> None:
 
 def test_a_source_without_files_is_read_as_it_is() -> None:
     released, fast = (
-        leave_unfinished(train_transform(Augment(), Data(), 16), fast=fast)[0]
-        for fast in (False, True)
+        leave_unfinished(train_transform(Augment(), Data(), 16), path)[0]
+        for path in ("released", "fast")
     )
     source = Subset(DigitImages("train"), np.arange(5, 9))
     one = SeededViews(source, released, 0, True)[0, 2]

@@ -259,12 +259,12 @@ def test_a_changed_recipe_is_refused_and_named(
     before = open_run(tmp_path / "run").state()["position"]
     changed = deit(
         *arguments(
-            recipe, tmp_path, "--batch-size=20", "--set=optim.lr=0.5", "--set=data.pixels=fast"
+            recipe, tmp_path, "--batch-size=20", "--set=optim.lr=0.5", "--set=data.pixels=device"
         )
     )
     assert changed.code == 2 and "Traceback" not in changed.err
     assert "train.batch_size: 10 -> 20" in changed.err and "optim.lr: 0.01 -> 0.5" in changed.err
-    assert "data.pixels: released -> fast" in changed.err
+    assert "data.pixels: released -> device" in changed.err
     assert "--resume none" in changed.err and "data.dataset" not in changed.err
     assert open_run(tmp_path / "run").state()["position"] == before
     # what is not the recipe may change
