@@ -206,9 +206,12 @@ def why_not_on(device: torch.device) -> str:
         cut = Cut("", (8, 8, 16, 16), (16, 16), "bilinear")
         if decoded_crops([data], [cut], device)[0] is not None:
             return ""
-    except (ImportError, RuntimeError):
-        pass
-    return f"nvImageCodec decodes nothing here: pip install '{PROJECT}[gpu]'"
+        reason = "it gave no picture"
+    except ImportError:
+        return f"nvImageCodec is not installed: pip install '{PROJECT}[gpu]'"
+    except RuntimeError as error:
+        reason = one_line(error)
+    return f"nvImageCodec decodes nothing here ({reason})"
 
 
 def _codec() -> Any:
