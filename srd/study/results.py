@@ -9,7 +9,7 @@ from typing import Any
 
 from srd.printable import as_code, printable_lines
 from srd.study.runs import Tested
-from srd.study.studies import Study, Variant
+from srd.study.studies import KD, Study, Variant
 
 Results = Sequence[tuple[Variant, Sequence[Tested]]]
 
@@ -23,16 +23,21 @@ def half_interval(values: Sequence[float]) -> float | None:
     return float(t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
 
 
-def spread(values: Sequence[float]) -> str:
-    """`93.1 ± 0.4 (92.6 to 93.6)`: mean, sample standard deviation, 95 % interval of the mean."""
+def spread(values: Sequence[float], sign: str = "") -> str:
+    """`93.1 ± 0.4 (92.6 to 93.6)`: mean, sample standard deviation, 95 % interval of the mean.
+
+    Args:
+        sign: `+` for differences.
+    """
     if (half := half_interval(values)) is None:
-        return f"{values[0]:.1f}"
+        return f"{values[0]:{sign}.1f}"
     middle = mean(values)
-    return f"{middle:.1f} ± {stdev(values):.1f} ({middle - half:.1f} to {middle + half:.1f})"
+    ends = f"{middle - half:{sign}.1f} to {middle + half:{sign}.1f}"
+    return f"{middle:{sign}.1f} ± {stdev(values):.1f} ({ends})"
 
 
 COLUMNS: dict[str, tuple[str, str]] = {  # what is shown: its head, its format
-    "effective_rank": ("effective rank of P", ".0f"),
+    "effective_rank": ("effective rank of P", ".1f"),
     "correlation": ("correlation of P's inputs and outputs", ".3f"),
     "shift_error": ("what a shift changes in the features", ".3f"),
     "same_class": ("class kept under a shift, %", ".1f"),
@@ -46,15 +51,27 @@ def columns(study: Study) -> Sequence[str]:
     return ["effective_rank", "correlation"] if study.shows == "correlation" else ["effective_rank"]
 
 
+def control_of(results: Results) -> tuple[Variant, Sequence[Tested]]:
+    """What the others are compared with: the teacher's logits without a projector, else the first."""
+    return next((pair for pair in results if pair[0].settings == KD), results[0])
+
+
 def table(study: Study, results: Results) -> str:
-    """Markdown, a row for each variant."""
-    shown = columns(study)
+    """Markdown, a row for each variant; the last epochs beside those of a control with the same seeds."""
+    shown, control = columns(study), control_of(results)
     heads = ["variant", "top-1 of the selected epoch, %", "top-1 after the last epoch, %"]
-    heads += [*(COLUMNS[name][0] for name in shown), "searched", "seeds"]
+    heads += [
+        f"that over {control[0].label}'s, seed by seed",
+        *(COLUMNS[name][0] for name in shown),
+        "searched",
+        "seeds",
+    ]
     lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
     for variant, runs in results:
         cells = [variant.label, spread([run.selected for run in runs])]
         cells += [spread([run.last for run in runs])]
+        pairs = zip(runs, control[1], strict=True)
+        cells += ["" if runs is control[1] else spread([a.last - b.last for a, b in pairs], "+")]
         cells += [seen(runs, name) for name in shown]
         chosen = runs[0].chosen
         cells += [f"{variant.search.key} {chosen:g}" if variant.search and chosen else ""]
@@ -101,7 +118,8 @@ Reproduced here. {data}
 
 {table(study, results)}
 
-Mean ± sample standard deviation over seeds, and the 95 % interval of the mean (Student's t).
+Mean ± sample standard deviation over seeds, and the 95 % interval of the mean (Student's t). Runs of a seed saw
+the same views, and what the same teacher said of them, so their differences vary less than they do.
 {chosen} chosen on images held out of the training split; the reported images were
 looked at once for each run.
 

@@ -17,7 +17,16 @@ from srd.run.folder import RunFolder
 from srd.study.results import half_interval, spread, table
 from srd.study.runs import Budget, Runs, Tested, read_tested
 from srd.study.runs import measured as of_checkpoint
-from srd.study.studies import CNN, STUDIES, Study, paper, student_alone, views, with_teachers
+from srd.study.studies import (
+    CNN,
+    STUDIES,
+    Study,
+    logits_alone,
+    paper,
+    student_alone,
+    views,
+    with_teachers,
+)
 
 SMALL = Study(
     question="Does it run?",
@@ -160,11 +169,13 @@ def test_the_interval_is_students() -> None:
 def test_a_table_shows_what_was_chosen() -> None:
     run = Tested(seed=0, selected=50, last=40, held_out=60, best_epoch=3, effective_rank=None,
                  chosen=0.25, seconds=1, images=10)  # fmt: skip
-    row = table(
-        SMALL, [(SMALL.variants[1], [run, replace(run, seed=1, selected=52)])]
-    ).splitlines()[-1]
+    better = [replace(run, last=41), replace(run, seed=1, selected=52, last=44)]
+    other = [replace(run, last=40), replace(run, seed=1, last=42)]
+    results = [(SMALL.variants[0], other), (SMALL.variants[1], better), (logits_alone(), other)]
+    first, row, last = table(SMALL, results).splitlines()[-3:]
     assert row.startswith("| linear (the paper) | 51.0 ± 1.4 (")
-    assert row.endswith("| 40.0 ± 0.0 (40.0 to 40.0) |  | distill.repr_weight 0.25 | 2 |")
+    assert row.endswith("| +1.5 ± 0.7 (-4.9 to +7.9) |  | distill.repr_weight 0.25 | 2 |")
+    assert "| +0.0 ± 0.0 (+0.0 to +0.0) |" in first and "| +" not in last  # the control itself
 
 
 def test_views_that_would_not_come_again_are_left_out(recipe: Path, tmp_path: Path) -> None:
