@@ -171,7 +171,7 @@ def test_a_table_shows_what_was_chosen() -> None:
                  chosen=0.25, seconds=1, images=10)  # fmt: skip
     better = [replace(run, last=41), replace(run, seed=1, selected=52, last=44)]
     other = [replace(run, last=40), replace(run, seed=1, last=42)]
-    results = [(SMALL.variants[0], other), (SMALL.variants[1], better), (logits_alone(), other)]
+    results = [(SMALL.variants[0], other), (SMALL.variants[1], better), (logits_alone(), [*other])]
     first, row, last = table(SMALL, results).splitlines()[-3:]
     assert row.startswith("| linear (the paper) | 51.0 ± 1.4 (")
     assert row.endswith("| +1.5 ± 0.7 (-4.9 to +7.9) |  | distill.repr_weight 0.25 | 2 |")
