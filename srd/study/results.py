@@ -118,8 +118,8 @@ Reproduced here. {data}
 
 {table(study, results)}
 
-Mean ± sample standard deviation over seeds, and the 95 % interval of the mean (Student's t). Runs of a seed saw
-the same views, and what the same teacher said of them, so their differences vary less than they do.
+Mean ± sample standard deviation over seeds, and the 95 % interval of the mean (Student's t). Runs of a
+seed saw the same views, and what the same teacher said of them, so their differences vary less.
 {chosen} chosen on images held out of the training split; the reported images were
 looked at once for each run.
 
