@@ -39,7 +39,7 @@ class Sizes:
 
 SIZES = {
     "full": Sizes(seconds=40),
-    "quick": Sizes(seconds=2, teacher="regnety_016", batch_size=2, images=24, steps=2),
+    "quick": Sizes(seconds=1, teacher="regnety_016", batch_size=2, images=24, steps=2),
     "gpu": Sizes(seconds=8, batch_size=256, images=512, steps=24, round_steps=8, gpu_alone=True),
     "tiny": Sizes(
         seconds=0.01, teacher="regnety_002", image_size=32, batch_size=4, images=4, state_mb=1
