@@ -89,19 +89,23 @@ def normalized(layers: Sequence[BatchNormalize], inputs: Sequence[Tensor]) -> li
             * _inverse_std(layer.running_mean.to(x.dtype), layer.running_var.to(x.dtype), layer.eps)
             for layer, x in zip(layers, inputs, strict=True)
         ]
-    across = layers[0].across_ranks
-    total = reduce.global_sum if across else _local
-    count = inputs[0].shape[0] * (processes.world_size() if across else 1)
+    rows = inputs[0].shape[0]
+    count = rows * (processes.world_size() if layers[0].across_ranks else 1)
     if count < 2:
         raise ValueError(
             "the representations of a single sample have no batch statistics: "
             "train with a batch of at least 2"
         )
     widths = [x.shape[1] for x in inputs]
-    means = (total(torch.cat([x.sum(dim=0) for x in inputs])) / count).split(widths)
+    mean_here = torch.cat([x.sum(dim=0) for x in inputs]) / rows
+    means = mean_here.split(widths)
     centred = [x - mean for x, mean in zip(inputs, means, strict=True)]
     squares = torch.cat([x.square().sum(dim=0) for x in centred])
-    variances = (total(squares) / count).split(widths)
+    if count > rows:
+        mean_of_all, squares = reduce.global_moments(mean_here, squares, rows)
+        means = mean_of_all.split(widths)
+        centred = [x - mean for x, mean in zip(inputs, means, strict=True)]
+    variances = (squares / count).split(widths)
     out = []
     for layer, x, mean, variance in zip(layers, centred, means, variances, strict=True):
         layer.track(mean.detach(), variance.detach() * count / (count - 1))

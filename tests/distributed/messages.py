@@ -92,7 +92,7 @@ def resnet() -> Messages:
 
     sizes = Sizes(seconds=0, image_size=SIDE, batch_size=SHARE, resnets=("resnet18", "resnet18"))
     with tempfile.TemporaryDirectory() as folder:
-        task, _ = _task(Path(folder), sizes, CPU, plain=False)
+        task, _ = _task(Path(folder), sizes, CPU, compiled=None)
     batch = torch.randn(SHARE, 3, SIDE, SIDE), torch.randint(CLASSES, (SHARE,)), {}
     return third(lambda: task.losses(batch, 0), task.backward, nn.ParameterList(task.parameters))
 

@@ -238,7 +238,10 @@ def check_messages() -> None:
     assert sent == [Message("all_reduce", 4 * 8)] * 4
     with Messages() as sent:
         recipe_loss("correlation", 4.0)
-    assert sent == [Message("all_reduce", D_T * 8 * sides) for sides in (2, 2, 1, 2, 2)]
+    moments = 2 * 2 * D_T * 8  # of both sides, means and squares
+    assert sent == [
+        Message("all_gather", moments), Message("all_reduce", D_T * 8), Message("all_reduce", moments),
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":
