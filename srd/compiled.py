@@ -27,11 +27,14 @@ def compiles_teacher(
     return asked
 
 
-def compile_network(network: nn.Module, device: torch.device, *, asked: bool | None) -> None:
+def compile_network(network: nn.Module, device: torch.device, *, asked: bool | None) -> bool:
     """Compile what `network` does in training; evaluations are left as they are (`uncompiled`).
 
     Args:
         asked: True: it must be compiled. Otherwise, where that is impossible, it runs as it is.
+
+    Returns:
+        Whether it is compiled.
 
     Raises:
         UserError: it was asked for, and there is no compiler.
@@ -40,11 +43,12 @@ def compile_network(network: nn.Module, device: torch.device, *, asked: bool | N
         raise UserError(f"compile: torch.compile does not work here ({reason}): leave it out")
     if reason:
         warn(f"the teacher is not compiled ({reason})")
-        return
+        return False
     if not asked:
         torch._dynamo.config.suppress_errors = True
     network.compile()
     _compiled.append(network)
+    return True
 
 
 def forget_compiled() -> None:

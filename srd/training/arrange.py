@@ -17,10 +17,10 @@ def arrange_student(student: Student, config: Config, precision: Precision) -> N
     Raises:
         UserError: it is, and there is no compiler.
     """
-    if precision.device.type == "cuda":
-        hold(student.model, compiled=config.compile is True)
-    if config.compile:
-        compile_network(student, precision.device, asked=True)
+    device = precision.device
+    compiled = bool(config.compile) and compile_network(student, device, asked=True)
+    if device.type == "cuda":
+        hold(student.model, compiled=compiled)
 
 
 def arrange_teacher(
@@ -43,8 +43,6 @@ def arrange_teacher(
         network.round_weights(precision.mixed)
     compiled = compiles_teacher(
         config.compile, device, deterministic=config.deterministic, batches=batches
-    )
+    ) and compile_network(network, device, asked=config.compile)
     if device.type == "cuda":
         hold(network.model, compiled=compiled)
-    if compiled:
-        compile_network(network, device, asked=config.compile)
