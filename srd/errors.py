@@ -114,7 +114,8 @@ def _of_torch(error: RuntimeError) -> str | None:
     """What a GPU or torch's compiler could not do; None for other errors, which are mistakes of ours."""
     kinds = [kind.__name__ for kind in type(error).__mro__]
     if "OutOfMemoryError" in kinds:
-        return "there is not enough memory on the GPU: set a smaller train.micro_batch"
+        smaller = "a smaller train.micro_batch, or smaller batches where there is none"
+        return f"there is not enough memory on the GPU: set {smaller}"
     if "TorchDynamoException" in kinds:
         reason = printable_lines(" ".join(str(error).split())[:200])
         return f"the network cannot be compiled ({reason}): leave `compile` out"
