@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from srd.errors import UserError, warn
 
 PAYS = 2000  # batches from which compiling a frozen teacher saves more time than it takes
 
-_compiled: list[nn.Module] = []
+_compiled: WeakSet[nn.Module] = WeakSet()  # which a run that is over leaves
 
 
 def compiles_teacher(
@@ -47,7 +48,7 @@ def compile_network(network: nn.Module, device: torch.device, *, asked: bool | N
     if not asked:
         torch._dynamo.config.suppress_errors = True
     network.compile()
-    _compiled.append(network)
+    _compiled.add(network)
     return True
 
 

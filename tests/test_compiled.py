@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +101,13 @@ def test_inside_uncompiled_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) 
         network(torch.ones(1, 2))
         assert calls == ["compiled"] * times
         forget_compiled()
+
+
+def test_a_network_that_nobody_needs_any_more_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("srd.compiled._missing", lambda device: None)  # nothing is called here
+    network = nn.Linear(2, 2)
+    left = weakref.ref(network)
+    compile_network(network, CPU, asked=True)
+    del network
+    gc.collect()
+    assert left() is None

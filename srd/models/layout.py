@@ -30,7 +30,8 @@ def hold(network: nn.Module, *, compiled: bool) -> None:
     convolutions = [layer for layer in network.modules() if type(layer) is nn.Conv2d]
     grouped = [layer for layer in convolutions if 1 < layer.groups < layer.in_channels]
     if grouped and not compiled:
-        network.register_forward_pre_hook(_planes)
+        for layer in convolutions:  # of the network: `forward_features` would pass it by
+            layer.register_forward_pre_hook(_planes)
         return
     network.to(memory_format=torch.channels_last)
     for layer in grouped:
