@@ -40,13 +40,13 @@ def compile_network(network: nn.Module, device: torch.device, *, asked: bool | N
     Raises:
         UserError: it was asked for, and there is no compiler.
     """
+    torch._dynamo.config.suppress_errors = False
     if (reason := _missing(device)) and asked:
         raise UserError(f"compile: torch.compile does not work here ({reason}): leave it out")
     if reason:
         warn(f"the teacher is not compiled ({reason})")
         return False
-    if not asked:
-        torch._dynamo.config.suppress_errors = True
+    torch._dynamo.config.suppress_errors = not asked
     network.compile()
     _compiled.add(network)
     return True

@@ -135,7 +135,9 @@ def with_files(images: Tensor, files: Files) -> Tensor:
     Raises:
         UserError: a file cannot be decoded.
     """
-    device, cuts, data = images.device, files.cuts, files.data.split(files.sizes)
+    device, cuts = images.device, files.cuts
+    # A copy that is not pinned: nvImageCodec may read after the batch has given its memory back.
+    data = files.data.clone().split(files.sizes)
     crops = decoded_crops(data, cuts, device) if device.type == "cuda" else [None] * len(cuts)
     views: dict[int, Tensor] = {}
     for place, file, cut, crop in zip(files.places, data, cuts, crops, strict=True):
