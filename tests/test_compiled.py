@@ -39,7 +39,7 @@ def test_a_teacher_is_compiled_where_it_is_asked_for_or_pays(
     "error, told",
     [
         (torch.OutOfMemoryError("CUDA out of memory."), "not enough memory on the GPU"),
-        (torch._dynamo.exc.BackendCompilerFailed(print, ValueError("no"), None), "leave `compile`"),
+        (torch._dynamo.exc.TorchDynamoException("no"), "leave `compile`"),
     ],
 )
 def test_what_a_gpu_or_a_compiler_cannot_do_is_told_in_a_line(
