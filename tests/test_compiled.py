@@ -17,6 +17,13 @@ from srd.errors import EXIT_FAILED, UserError, exit_code
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
+class Network(nn.Linear):
+    """Not torch's own, which its older compilers leave alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+
 @pytest.mark.parametrize(
     "asked, device, deterministic, batches, compiled",
     [
@@ -91,10 +98,6 @@ def test_inside_uncompiled_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) 
         calls.append("compiled")
         return graph.forward
 
-    class Network(nn.Linear):
-        def forward(self, x: Tensor) -> Tensor:  # torch's own is left alone by its older compilers
-            return super().forward(x) + 1
-
     network = Network(2, 2)
     monkeypatch.setattr("srd.compiled._compiled", [network])
     network.compile(backend=backend)
@@ -105,6 +108,28 @@ def test_inside_uncompiled_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) 
         network(torch.ones(1, 2))
         assert calls == ["compiled"] * times
         forget_compiled()
+
+
+@pytest.mark.parametrize("asked", [True, None])
+def test_what_fails_to_compile_runs_as_it_is_unless_it_was_asked_for(
+    asked: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def backend(graph: Any, inputs: Any) -> Any:
+        raise ValueError("no such kernel")
+
+    monkeypatch.setattr(
+        "srd.compiled._missing", lambda device: None
+    )  # a compiler, of other networks
+    network, x = Network(2, 2), torch.ones(1, 2)
+    expected = network(x)
+    with torch._dynamo.config.patch(suppress_errors=False):
+        compile_network(network, CPU, asked=asked)
+        network.compile(backend=backend)
+        if asked:
+            with pytest.raises(torch._dynamo.exc.TorchDynamoException, match="no such kernel"):
+                network(x)
+        else:
+            assert torch.equal(network(x), expected)
 
 
 def test_a_network_that_nobody_needs_any_more_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:

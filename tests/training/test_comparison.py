@@ -27,9 +27,10 @@ def comparison(folder: Path, anew: bool = False, names: str = "ab") -> Compariso
     return Comparison(RunFolder(folder), images, anew=anew)
 
 
-def test_a_recorder_takes_each_image_down() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_recorder_takes_each_image_down(dtype: torch.dtype) -> None:
     recorder = Recorder(6, torch.device("cpu"))
-    logits = torch.tensor([[0.0, 2.0], [1.0, 0.0]])
+    logits = torch.tensor([[0.0, 2.0], [1.0, 0.0]], dtype=dtype)
     recorder.add(torch.tensor([4, 1]), torch.tensor([1, 1]), logits)
     said = recorder.told()
     assert said.images.tolist() == [1, 4] and said.targets.tolist() == [1, 1]
