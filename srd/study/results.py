@@ -64,6 +64,7 @@ def table(study: Study, results: Results) -> str:
         f"that over {control[0].label}'s, seed by seed",
         *(COLUMNS[name][0] for name in shown),
         "searched",
+        *([f"reported by others: {study.reported}"] if study.reported else []),
         "seeds",
     ]
     lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
@@ -75,6 +76,7 @@ def table(study: Study, results: Results) -> str:
         cells += [seen(runs, name) for name in shown]
         chosen = runs[0].chosen
         cells += [f"{variant.search.key} {chosen:g}" if variant.search and chosen else ""]
+        cells += [variant.reported] if study.reported else []
         lines.append(f"| {' | '.join([*cells, str(len(runs))])} |")
     return "\n".join(lines)
 

@@ -30,7 +30,7 @@ from srd.method.losses import LOSSES
 from srd.run.folder import RunFolder
 from srd.run.log import read_metrics
 from srd.strict import STRICT
-from srd.study.studies import SHARED, Study, Variant
+from srd.study.studies import SHARED, Study, Variant, as_published
 from srd.training.train import train
 
 SELECT_FRACTION = 0.2  # where the configuration holds nothing out itself
@@ -129,6 +129,9 @@ class Runs:
         for variant in self.variants():
             factor = self.searched(variant)
             yield variant, [self.test(variant, factor, seed) for seed in self.budget.seeds]
+            if self.study.published and variant.is_taught and factor != 1:
+                plain = as_published(variant)
+                yield plain, [self.test(plain, 1.0, seed) for seed in self.budget.seeds]
 
     def factors(self, variant: Variant) -> tuple[float, ...]:
         """Those of the variant's searched setting that are tried."""

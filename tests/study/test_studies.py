@@ -21,6 +21,7 @@ from srd.study.studies import (
     CNN,
     STUDIES,
     Study,
+    as_published,
     logits_alone,
     paper,
     student_alone,
@@ -176,6 +177,20 @@ def test_a_table_shows_what_was_chosen() -> None:
     assert row.startswith("| linear (the paper) | 51.0 ± 1.4 (")
     assert row.endswith("| +1.5 ± 0.7 (-4.9 to +7.9) |  | distill.repr_weight 0.25 | 2 |")
     assert "| +0.0 ± 0.0 (+0.0 to +0.0) |" in first and "| +" not in last  # the control itself
+
+
+def test_a_rival_is_also_run_as_published(recipe: Path, tmp_path: Path) -> None:
+    shared = [Layer(str(recipe), read_yaml(recipe)), Layer("", {"output": str(tmp_path)})]
+    runs = Runs("rivals", STUDIES["rivals"], shared, Budget(seeds=(0,), search=True))
+    for variant in STUDIES["rivals"].variants[1:]:
+        plain = as_published(variant)
+        (config, folder), (searched, other) = (runs.planned(v, 1.0, 0) for v in (plain, variant))
+        assert config == searched and folder.path == other.path, "a run of the search"
+        assert plain.label == f"{variant.label.split(' (')[0]} (published)"
+    run = Tested(seed=0, selected=50, last=40, held_out=60, best_epoch=3, effective_rank=None,
+                 chosen=None, seconds=1, images=10)  # fmt: skip
+    head, _, row = table(STUDIES["rivals"], [(STUDIES["rivals"].variants[1], [run])]).splitlines()
+    assert "| reported by others: CIFAR-100, " in head and row.endswith("|  |  | 73.3 | 1 |")
 
 
 def test_views_that_would_not_come_again_are_left_out(recipe: Path, tmp_path: Path) -> None:
