@@ -11,6 +11,6 @@ mypy
 if [ $# -eq 0 ]; then
   cores=$(nproc)
   export OMP_NUM_THREADS=1
-  set -- -n "$((cores < 4 ? cores : 4))" --dist loadgroup --no-loadscope-reorder
+  set -- -n "$((cores < 4 ? cores : 4))" --no-loadscope-reorder
 fi
 python -m pytest "$@"

@@ -33,14 +33,23 @@ SHARING = ("distributed", "export")  # rooms with fixtures of half a minute
 torch.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The order, and what stays on one process (--dist loadgroup): a file, or rooms that share a run."""
-    for item in items:
-        room = item.path.parent.name
-        group = room if room in SHARING else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+    """The order."""
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What stays on one process: a file, or rooms that share a run. (xdist's own --dist loadgroup writes
+    groups into names of tests, which pytest 9.2 keeps to itself.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Rooms(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = Path(nodeid.partition("::")[0])
+            return file.parent.name if file.parent.name in SHARING else str(file)
+
+    return Rooms(config, log)
 
 
 @pytest.fixture(autouse=True)
