@@ -27,6 +27,7 @@ from srd.method.loss import Loss, at_least_float32, check_features
 from srd.strict import STRICT, Below1, NonNegative, Positive
 
 EPS = 1e-7  # the authors', beside h + K / M
+FEW = 16  # times 1 + K images, up to which a product with all of them is cheaper than copies of some
 
 
 @dataclass(config=STRICT)
@@ -124,6 +125,9 @@ class CRD(Loss):
 
     def _scores(self, z: Tensor, bank: Tensor, compared: Tensor) -> Tensor:
         """exp(z . entry / T): (B, dim) to (B, 1 + K)."""
+        if len(bank) <= FEW * compared.shape[1]:  # with all images, then those that were drawn
+            entries = bank.to(z.dtype, copy=True)  # as they are now, for the backward pass
+            return (z @ entries.T / self.temperature).exp().gather(1, compared)
         entries = bank[compared].to(z.dtype)
         return ((entries @ z[:, :, None]).squeeze(2) / self.temperature).exp()
 

@@ -251,7 +251,9 @@ def crd(
     return weight * total
 
 
-def test_crd_and_its_bank() -> None:
+@pytest.mark.parametrize("few", [0, 16], ids=["many images", "few images"])
+def test_crd_and_its_bank(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("srd.method.crd.FEW", few)
     torch.manual_seed(0)
     loss = CRD(D_S, D_T, DIM, K, *SETTING, train_images=IMAGES).double()
     banks = [loss.bank_s.numpy().copy(), loss.bank_t.numpy().copy()]
