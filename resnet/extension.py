@@ -34,6 +34,7 @@ from srd.errors import UserError, explained, nearest
 from srd.method.logits import distillation_kl
 from srd.method.loss import Loss
 from srd.method.losses import LOSSES, LossSettings, create_loss
+from srd.models.outputs import dim as dim_of
 from srd.strict import STRICT
 
 MODULE_KEY = "simple_recipe"  # where the wrapper leaves its loss and the student's representation
@@ -208,7 +209,8 @@ def check_width(z: Tensor, dim: int, what: str, name: str, loss: Loss) -> None:
     """Raise a UserError unless `z`, what the loss reads, is `dim` wide (a map: has as many channels)."""
     if loss.reads == "maps" and z.ndim != 4:
         raise UserError(f"{what} is no feature map (B, D, H, W), which the loss reads")
-    own = z.shape[1 if loss.reads == "maps" else -1]
+    assert loss.reads is not None
+    own = dim_of(z.shape[1:], loss.reads, positions=loss.positions, what=what)
     if own != dim:
         raise UserError(f"{what} is {own} wide, the projector's {name} {dim}")
 

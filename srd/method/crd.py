@@ -27,7 +27,9 @@ from srd.method.loss import Loss, at_least_float32, check_features
 from srd.strict import STRICT, Below1, NonNegative, Positive
 
 EPS = 1e-7  # the authors', beside h + K / M
-FEW = 16  # times 1 + K images, up to which a product with all of them is cheaper than copies of some
+FEW = (
+    16  # times 1 + K images, up to which a product with all of them is cheaper than copies of some
+)
 
 
 @dataclass(config=STRICT)

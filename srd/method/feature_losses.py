@@ -85,7 +85,7 @@ class AttentionTransfer(Loss):
     Shapes: z_s (B, D_s, H, W) and z_t (B, D_t, H', W') to a scalar.
     """
 
-    reads, settings = "maps", AttentionSettings
+    reads, positions, settings = "maps", 2, AttentionSettings
 
     def __init__(
         self, student_dim: int, teacher_dim: int, weight: float = 1000.0, power: float = 2.0

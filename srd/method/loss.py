@@ -25,12 +25,14 @@ class Loss(nn.Module):
         needs: what it is called with besides, by keyword: `"targets"` (B,) or, mixed, (B, C);
             `"keys"` (B, 2), (epoch, index) of every image, and `train_images`, how many there are,
             when it is built.
+        positions: that a map has at least; of fewer it says the same of all images.
         logits: whether the KL divergence to the teacher's logits is added to it.
         settings: a strict pydantic dataclass: `name`, then the keywords of `__init__`.
     """
 
     reads: ClassVar[Reads | None] = "features"
     needs: ClassVar[frozenset[Needs]] = frozenset()
+    positions: ClassVar[int] = 1
     logits: ClassVar[bool] = True
     settings: ClassVar[type[Any]]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, Literal, NamedTuple, Protocol
@@ -95,11 +95,19 @@ def unchanged(network: nn.Module, *, training: bool) -> Iterator[None]:
                 buffer.copy_(before)
 
 
-def width(network: nn.Module, reads: Representation, *, image_size: int, role: str) -> int:
+def width(
+    network: nn.Module,
+    reads: Representation,
+    *,
+    image_size: int,
+    role: str,
+    positions: int = 1,
+) -> int:
     """D of the features, tokens or maps of a network that gives `Output`; C of its logits.
 
     Args:
         role: student or teacher, for the message.
+        positions: that a map must have.
 
     Raises:
         UserError: it has none.
@@ -110,4 +118,20 @@ def width(network: nn.Module, reads: Representation, *, image_size: int, role: s
             f"the loss reads {reads}, and the {role} has none: take a loss that reads something "
             f"else, or another {role}" + LIKE.get(reads, "")
         )
-    return value.shape[1 if reads == "maps" else -1]
+    return dim(value.shape[1:], reads, positions=positions, what=f"the {role}'s map")
+
+
+def dim(shape: Sequence[int], reads: Representation, *, positions: int, what: str) -> int:
+    """D, from the shape of what is said of an image: (D,), (N, D), or a map's (D, H, W).
+
+    Raises:
+        UserError: a map of fewer positions.
+    """
+    if reads != "maps":
+        return shape[-1]
+    if (there := math.prod(shape[1:])) < positions:
+        raise UserError(
+            f"the loss compares positions, and {what} has only {there}: take larger images, or "
+            "another loss"
+        )
+    return shape[0]

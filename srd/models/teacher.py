@@ -60,9 +60,9 @@ class LoadedTeacher:
         output: Output = self.model(images)
         return output
 
-    def width(self, reads: Representation, image_size: int) -> int:
-        """D of what it says; a UserError where it has none."""
-        return width(self.model, reads, image_size=image_size, role="teacher")
+    def width(self, reads: Representation, image_size: int, positions: int = 1) -> int:
+        """D of what it says; a UserError where it has none, or a map of fewer positions."""
+        return width(self.model, reads, image_size=image_size, role="teacher", positions=positions)
 
     def classify(self, images: Tensor) -> Tensor:
         """Logits (B, C), as an evaluation wants them."""

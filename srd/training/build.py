@@ -66,8 +66,10 @@ def make_task(
         if teacher is not None and loss.reads is not None:
             representation = create_loss(
                 distill.loss,
-                student_dim=width(student, loss.reads, image_size=size, role="student"),
-                teacher_dim=teacher.width(loss.reads, size),
+                student_dim=width(
+                    student, loss.reads, image_size=size, role="student", positions=loss.positions
+                ),
+                teacher_dim=teacher.width(loss.reads, size, loss.positions),
                 across_ranks=config.train.global_statistics,
                 train_images=train_images,
             )

@@ -70,7 +70,7 @@ class RunCache:
             name=teacher.name,
             source=str(self.folder),
             sha256=None if teacher.sha256.startswith(HUB) else teacher.sha256,
-            widths={n: shape[0 if n == "maps" else -1] for n, shape in fields.items()},
+            shapes=fields,
             knows_classes=teacher.knows_classes,
             notes=("it is not loaded: every step is replayed",),
         )

@@ -36,7 +36,7 @@ def check_student(config: Config, num_classes: int) -> None:
         in_chans=config.model.in_chans,
     )  # fmt: skip
     if loss.reads is not None:
-        width(student, loss.reads, image_size=size, role="student")
+        width(student, loss.reads, image_size=size, role="student", positions=loss.positions)
 
 
 def teacher_recipe(config: Config) -> tuple[Config, list[str]] | None:

@@ -173,6 +173,12 @@ def test_every_rival_by_name_gets_what_it_needs(name: str, given: dict[str, int]
     assert total.isfinite() and student.layer4.weight.grad.abs().sum() > 0
 
 
+def test_attention_of_one_position_is_refused() -> None:
+    wrapper = wrapped(loss="at")
+    with pytest.raises(UserError, match=r"the student's model\.layer4 has only 1: take larger"):
+        wrapper.secondary_forward({"model.layer4": {"output": torch.zeros(2, 7, 1, 1)}})
+
+
 def test_a_number_of_images_is_for_who_counts_them() -> None:
     with pytest.raises(UserError, match="'crd' needs `train_images`"):
         wrapped(loss="crd")

@@ -61,6 +61,11 @@ def test_no_data_path(refused: Refused, tmp_path: Path, mode: tuple[str, ...]) -
     assert "--data-path" in said and "--dataset digits" in said
 
 
+def test_attention_of_one_position_is_refused(refused: Refused, recipe: Path) -> None:
+    said = refused("--train_student", f"--config={recipe}", "--distillation=at")
+    assert "the student's map has only 1" in said
+
+
 def test_a_missing_checkpoint_is_told_before_missing_data(refused: Refused) -> None:
     assert "no checkpoint at nowhere.pth" in refused("--checkpoint=nowhere.pth")
 
