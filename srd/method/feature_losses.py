@@ -27,6 +27,8 @@ from torch.nn import functional as F
 from srd.method.loss import Loss, at_least_float32, check_features, check_maps
 from srd.strict import MOST_FLOAT, STRICT, NonNegative
 
+SHORT = 1e-12  # torch's for lengths that are divided by
+
 
 @dataclass(config=STRICT)
 class FitNetSettings:
@@ -134,13 +136,23 @@ class ICKD(Loss):
             z_s, z_t = at_least_float32(z_s, z_t.detach())
             weight, bias = self.projector.weight.to(z_s.dtype), self.projector.bias.to(z_s.dtype)
             projected = F.linear(z_s.flatten(2).transpose(1, 2), weight, bias).transpose(1, 2)
-            difference = channel_correlation(projected) - channel_correlation(z_t.flatten(2))
-            return self.weight * difference.square().sum() / (len(z_s) * dims[1])
+            distances = correlation_distances(projected, z_t.flatten(2))
+            return self.weight * distances.sum() / (len(z_s) * dims[1])
 
 
-def channel_correlation(maps: Tensor) -> Tensor:
-    """Inner products of channels, each row of length 1: (B, D, N) to (B, D, D)."""
-    return F.normalize(maps @ maps.transpose(1, 2), dim=2)
+def correlation_distances(a: Tensor, b: Tensor) -> Tensor:
+    """sum_j (g_ij - h_ij)^2 with g and h the rows of a a^T and of b b^T (D, D) over their lengths.
+
+    Neither matrix is made: of rows of length 1 it is 2 - 2 g_i . h_i, and a product of two rows is
+    a_i (a^T b) b_i. A row shorter than `SHORT`, of a channel that is 0 everywhere, is 0, without gradient.
+
+    Shapes: (B, D, N), (B, D, M) to (B, D).
+    """
+    products = ((a @ (a.transpose(1, 2) @ b)) * b).sum(dim=2)
+    squares = torch.stack([((x @ (x.transpose(1, 2) @ x)) * x).sum(dim=2) for x in (a, b)])
+    there = squares > SHORT**2
+    inverse = torch.where(there, squares.clamp_min(SHORT**2).rsqrt(), 0.0)
+    return there.sum(dim=0) - 2 * products * inverse[0] * inverse[1]
 
 
 def same_size(z_s: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from srd.method.crd import CRD
-from srd.method.feature_losses import ICKD, AttentionTransfer, FitNet
+from srd.method.feature_losses import ICKD, AttentionTransfer, FitNet, correlation_distances
 from srd.method.logit_losses import DIST, DKD, StandardisedKD
 from srd.method.loss import Loss
 
@@ -211,6 +211,16 @@ def test_attention_maps_of_two_sizes_are_averaged_to_the_smaller() -> None:
 @pytest.mark.parametrize("weight", [2.5, 1.0])
 def test_ickd(weight: float) -> None:
     compare(ICKD(D_S, D_T, weight), {**MAPS, **LINEAR}, lambda a: ickd(a, weight))
+
+
+def test_a_channel_that_is_0_correlates_with_none() -> None:
+    a, b = torch_of(MAPS, "z_s").flatten(2), torch_of(MAPS, "z_s").flatten(2) + 1
+    a[:, 1] = 0
+    a.requires_grad_()
+    distances = correlation_distances(a, b)
+    assert distances[:, 1].tolist() == [1.0] * B
+    distances.sum().backward()
+    assert a.grad is not None and a.grad.isfinite().all() and not a.grad[:, 1].any()
 
 
 # CRD: two steps, since the second sees what the first one left
