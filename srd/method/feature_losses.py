@@ -144,7 +144,7 @@ def correlation_distances(a: Tensor, b: Tensor) -> Tensor:
     """sum_j (g_ij - h_ij)^2 with g and h the rows of a a^T and of b b^T (D, D) over their lengths.
 
     Neither matrix is made: of rows of length 1 it is 2 - 2 g_i . h_i, and a product of two rows is
-    a_i (a^T b) b_i. A row shorter than `SHORT`, of a channel that is 0 everywhere, is 0, without gradient.
+    a_i (a^T b) b_i. A row shorter than `SHORT`, of a channel that is 0 everywhere, is 0.
 
     Shapes: (B, D, N), (B, D, M) to (B, D).
     """
