@@ -28,6 +28,7 @@ from srd.study.studies import (
     views,
     with_teachers,
 )
+from srd.training.teaching import teacher_recipe
 
 SMALL = Study(
     question="Does it run?",
@@ -72,6 +73,7 @@ def test_a_study_from_the_command_to_its_page(
     alone, linear = (numbers[label][0] for label in numbers)
     assert alone["images"] == 500 and alone["effective_rank"] is None
     assert 1 < linear["effective_rank"] <= 24  # of a student 24 wide
+    assert alone["chosen"] is None is linear["chosen"], "nothing was searched"
     page = (tmp_path / "small/small.md").read_text()
     assert SMALL.question in page and "srd study small" in page and "| alone |" in page
     assert (tmp_path / "small/small.png").stat().st_size > 5000
@@ -145,6 +147,12 @@ def test_a_setting_is_searched_on_what_is_held_out(
         (["equivariance", "--config=configs/own.yaml"], "--cnn NAME=FILE --transformer NAME=FILE"),
         (["alpha", "--set=cache.path=x"], "cache.path has no effect, the study sets it"),
         (["alpha", "--set=seed=3"], "seed has no effect, the study sets it"),
+        (["alpha", "--set=train.keep_best=false"], "train.keep_best has no effect"),
+        (["alpha", "--seeds=0,1000"], "1000 is the search's own"),
+        (["list", "--quick"], "takes nothing else"),
+        (["equivariance", "--cnn=resnet10t=not/there"], "not/there"),
+        (["equivariance", "--cnn=resnet10u=not/there"], "resnet10u"),
+        (["alpha", "--set=data.select_fraction=null"], "choose on the images that it reports"),
         (["alpha", "--set=distill.alpha=3"], "distill.alpha has no effect"),
     ],
 )
@@ -191,6 +199,37 @@ def test_a_rival_is_also_run_as_published(recipe: Path, tmp_path: Path) -> None:
                  chosen=None, seconds=1, images=10)  # fmt: skip
     head, _, row = table(STUDIES["rivals"], [(STUDIES["rivals"].variants[1], [run])]).splitlines()
     assert "| reported by others: CIFAR-100, " in head and row.endswith("|  |  | 73.3 | 1 |")
+
+
+def test_a_weight_of_the_configuration_is_of_those_whose_loss_reads_it(
+    recipe: Path, tmp_path: Path
+) -> None:
+    shared = [Layer(str(recipe), read_yaml(recipe)), Layer("", {"output": str(tmp_path)})]
+    shared.append(Layer("", {"distill": {"kl_weight": 3.0, "repr_weight": 2.0}}))
+    runs = Runs("rivals", STUDIES["rivals"], shared, Budget(seeds=(0,), search=True))
+    runs.check()
+    weights = {}
+    for variant in STUDIES["rivals"].variants:
+        own = runs.planned(variant, 1.0, 0)[0].distill
+        weights[own.loss.name] = (own.kl_weight, own.repr_weight)
+    assert weights["none"] == (1, 1) and weights["kd"] == (3, 1) and weights["dkd"] == (1, 2)
+    assert weights["ablation"] == weights["crd"] == (3, 2)
+
+
+def test_a_teacher_is_not_chosen_on_what_is_reported(recipe: Path, tmp_path: Path) -> None:
+    layers = [Layer("", {"output": str(tmp_path)})]
+    own = [Layer(str(recipe), read_yaml(recipe))]
+    variant = STUDIES["equivariance"].variants[1]
+    runs = Runs(
+        "equivariance",
+        STUDIES["equivariance"],
+        own,
+        Budget(seeds=(0,), search=False, layers=layers),
+    )
+    config, _ = runs.planned(variant, 1.0, 0)
+    found = teacher_recipe(config)
+    assert found is not None and found[0].data.select_fraction == 0.01
+    assert found[0].name == "digits_teacher"
 
 
 def test_views_that_would_not_come_again_are_left_out(recipe: Path, tmp_path: Path) -> None:
