@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import zip_longest
+from typing import Any
 
 from srd.config.fields import Config, Distill, Teacher
 from srd.config.layers import Layer, read_yaml
@@ -50,7 +51,7 @@ def teacher_recipe(config: Config) -> tuple[Config, list[str]] | None:
     if config.teacher.checkpoint or not config.teacher.recipe:
         return None
     path = recipe_file(config.teacher.recipe)
-    data = {"path": config.data.path, "workers": config.data.workers}
+    data: dict[str, Any] = {"path": config.data.path, "workers": config.data.workers}
     data["val_fraction"] = config.data.val_fraction  # it must not see the student's
     if config.data.select_fraction is not None:  # nor be chosen on what the student is tested on
         data["select_fraction"] = config.data.select_fraction
