@@ -114,11 +114,11 @@ def run_sweep(flags: argparse.Namespace, arguments: Sequence[str]) -> None:
     if flags.sweep_print:
         return sweep.print_script(planned, arguments)
     from srd.training.presets import configure_training
-    from srd.training.train import train
+    from srd.training.train import train_one_of_several
 
     def train_one(layers: list[Any]) -> None:
         config, notes = configure_training(shared, layers, doing)
-        train(config, doing, notes)
+        train_one_of_several(config, doing, notes)
 
     sweep.run_all(planned, train_one)
 

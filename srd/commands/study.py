@@ -8,6 +8,7 @@ numbers in <output>/<study>/. Runs that are there are taken up; a stopped study 
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -21,7 +22,7 @@ from srd.errors import UserError, nearest
 from srd.files.locate import recipe_file
 from srd.installed import need_extra
 from srd.printable import as_markdown
-from srd.study.studies import CNN, STUDIES, TRANSFORMER, Study, with_teachers
+from srd.study.studies import CNN, SEARCH_SEED, STUDIES, TRANSFORMER, Study, with_teachers
 
 RECIPE = "configs/digits/study.yaml"
 SEEDS, QUICK_SEEDS = (0, 1, 2, 3, 4), (0, 1)
@@ -29,7 +30,7 @@ MOST_SEEDS = 100
 QUICKER = 4  # a quick study has so many times fewer epochs
 WEIGHTS = tuple(f"distill.{w}" for w in ("ce_weight", "kl_weight", "repr_weight", "temperature"))
 TEACHERS = {"cnn": CNN, "transformer": TRANSFORMER}  # by flag, the variants that they are for
-TAKEN = ("seed", "name", "resume", "extend", "cache.")  # what the study sets
+TAKEN = ("seed", "name", "resume", "extend", "cache.", "train.keep_best")  # what the study sets
 
 
 def make_parser() -> Parser:
@@ -61,6 +62,8 @@ def run(arguments: Sequence[str]) -> None:
     """
     flags = parse_strictly(make_parser(), arguments)
     if flags.study == "list":
+        if len(arguments) > 1:
+            raise UserError("srd study list takes nothing else: leave the other arguments out")
         for name, study in STUDIES.items():
             print(f"{name:15} {study.question}")
         return
@@ -136,14 +139,13 @@ def quick(shared: Sequence[Layer], layers: Sequence[Layer]) -> list[Layer]:
 
 def read_seeds(text: str) -> tuple[int, ...]:
     """`0,1,2` as numbers."""
-    try:
-        seeds = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise UserError(f"--seeds {text[:100]}: expected whole numbers, commas between") from None
-    if len(set(seeds)) < len(seeds) or min(seeds) < 0 or len(seeds) > MOST_SEEDS:
-        raise UserError(
-            f"--seeds {text[:100]}: expected different numbers, none below 0, {MOST_SEEDS} at most"
-        )
+    if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text, re.ASCII):
+        raise UserError(f"--seeds {text[:100]}: expected whole numbers from 0, commas between")
+    seeds = tuple(int(part) for part in text.split(","))
+    if len(set(seeds)) < len(seeds) or len(seeds) > MOST_SEEDS:
+        raise UserError(f"--seeds {text[:100]}: expected different numbers, {MOST_SEEDS} at most")
+    if SEARCH_SEED in seeds:
+        raise UserError(f"--seeds {text[:100]}: {SEARCH_SEED} is the search's own; take another")
     return seeds
 
 

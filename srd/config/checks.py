@@ -128,11 +128,15 @@ def check_warmup(optim: Optim, epochs: int) -> None:
 
 def check_weights(distill: Distill) -> None:
     """Raise a UserError for weights of terms that the chosen loss does not have."""
-    loss = LOSSES[distill.loss.name]
-    idle = [] if loss.logits else ["kl_weight", "temperature"]
-    idle += [] if loss.reads else ["repr_weight"]
-    for name in idle:
+    for name in idle_weights(distill.loss.name):
         if getattr(distill, name) != getattr(Distill, name):
             raise UserError(
                 f"distill.{name} has no effect with the loss {distill.loss.name!r}: leave it out"
             )
+
+
+def idle_weights(name: str) -> list[str]:
+    """Fields of `distill` that a loss does not read."""
+    loss = LOSSES[name]
+    idle = [] if loss.logits else ["kl_weight", "temperature"]
+    return idle if loss.reads else [*idle, "repr_weight"]

@@ -11,6 +11,9 @@ from srd.printable import as_code, printable_lines
 from srd.study.runs import Tested
 from srd.study.studies import KD, Study, Variant
 
+PAIRED = """ Runs of a
+seed saw the same views, and what the same teacher said of them, so their differences vary less."""
+
 Results = Sequence[tuple[Variant, Sequence[Tested]]]
 
 
@@ -111,6 +114,8 @@ def page(
     """
     versions = ", ".join(f"{key} {value}" for key, value in made_with["versions"].items())
     chosen = "Epochs and searched settings were" if search else "Nothing was searched; epochs were"
+    same = all(variant.settings.get("cache.epochs") is None for variant, _ in results)
+    paired = PAIRED if same else ""
     seconds = sum(run.seconds for _, runs in results for run in runs)
     return f"""# {name}
 
@@ -120,8 +125,7 @@ Reproduced here. {data}
 
 {table(study, results)}
 
-Mean ± sample standard deviation over seeds, and the 95 % interval of the mean (Student's t). Runs of a
-seed saw the same views, and what the same teacher said of them, so their differences vary less.
+Mean ± sample standard deviation over seeds, and the 95 % interval of the mean (Student's t).{paired}
 {chosen} chosen on images held out of the training split; the reported images were
 looked at once for each run.
 

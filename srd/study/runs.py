@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
 from io import StringIO
 from pathlib import Path
@@ -17,8 +17,9 @@ from typing import Any
 
 from pydantic.dataclasses import dataclass as checked
 
+from srd.config.checks import idle_weights
 from srd.config.effects import configure
-from srd.config.fields import NOT_RECIPE, Config
+from srd.config.fields import NOT_RECIPE, Config, Distill
 from srd.config.layers import Layer, build, differences, flatten, nested, read_yaml, to_mapping
 from srd.errors import UserError
 from srd.evaluation.of_checkpoint import evaluate_checkpoint
@@ -30,11 +31,11 @@ from srd.method.losses import LOSSES
 from srd.run.folder import RunFolder
 from srd.run.log import read_metrics
 from srd.strict import STRICT
-from srd.study.studies import SHARED, Study, Variant, as_published
-from srd.training.train import train
+from srd.study.studies import SEARCH_SEED, SHARED, Study, Variant, as_published
+from srd.training.teaching import look_for_teacher
+from srd.training.train import train_one_of_several
 
 SELECT_FRACTION = 0.2  # where the configuration holds nothing out itself
-SEARCH_SEED = 1000  # of the runs that choose a setting; no reported run has it
 SEEN = ("epoch", "acc1", "effective_rank", "correlation", "agreement")
 TESTED = "tested.json"  # in a run's folder: its accuracies on the reported images
 
@@ -49,7 +50,7 @@ class Tested:
         held_out: of that best epoch, on the held-out images.
         best_epoch: from 0.
         effective_rank: of the projector after the last epoch; None without one.
-        chosen: the value of the searched setting; None where nothing is.
+        chosen: the value of the searched setting; None where nothing was searched.
         correlation: of the projector's inputs and outputs in the last training batch.
         singular_values: of the projector after the last epoch, the largest first.
         shift_error: `srd.evaluation.shifts.ShiftError.features` after the last epoch.
@@ -107,29 +108,40 @@ class Runs:
         return [v for v in self.study.variants if (v.settings.get("cache.epochs") or 0) < epochs]
 
     def configured(self, settings: Mapping[str, Any], name: str, seed: int = 0) -> Config:
-        """The configuration of a run."""
+        """The configuration of a run; weights that its loss does not read are left out."""
+        if loss := settings.get("distill.loss"):
+            idle = idle_weights(loss["name"])
+            settings = {**settings, **{f"distill.{key}": getattr(Distill, key) for key in idle}}
         fraction = Layer("the study", nested("data.select_fraction", SELECT_FRACTION))
         own = {"seed": seed, "name": name, "train.keep_best": True, **settings}
         given = [Layer("the study", nested(key, value)) for key, value in own.items()]
         return configure([fraction, *self.shared], [*self.budget.layers, *given], "student")
 
     def check(self) -> None:
-        """Every run's configuration, and that what is there of it was trained with the same.
+        """Every run's configuration and teacher, and that what is there was trained with the same.
 
         Raises:
-            UserError: one that cannot be, or a run with other settings.
+            UserError: one that cannot be, or a run with other settings; nothing is held out, or a
+                teacher is not there.
         """
+        if self.base.data.select_fraction is None:
+            raise UserError(
+                "data.select_fraction: null lets a study choose on the images that it reports: give a "
+                "fraction, or leave it out"
+            )
         for variant in self.variants():
             for factor in self.factors(variant):
                 for seed in (*self.budget.seeds, SEARCH_SEED):
-                    self.planned(variant, factor, seed)
+                    config, _ = self.planned(variant, factor, seed)
+                    if config.cache.path and not Path(config.cache.path).exists():
+                        look_for_teacher(config)
 
     def all(self) -> Iterator[tuple[Variant, list[Tested]]]:
         """Every variant with its tested runs, as they are done."""
         for variant in self.variants():
             factor = self.searched(variant)
             yield variant, [self.test(variant, factor, seed) for seed in self.budget.seeds]
-            if self.study.published and variant.is_taught and factor != 1:
+            if self.study.published and variant.has_authors and factor != 1:
                 plain = as_published(variant)
                 yield plain, [self.test(plain, 1.0, seed) for seed in self.budget.seeds]
 
@@ -179,7 +191,7 @@ class Runs:
         """The finished run of a variant."""
         config, folder = self.planned(variant, factor, seed)
         if folder.finished() is None:
-            train(config)
+            train_one_of_several(config)
         return config, folder
 
     def searched_value(self, key: str, factor: float) -> float:
@@ -228,7 +240,9 @@ class Runs:
             held_out=self.held_out(folder),
             best_epoch=int(result["best_epoch"]),
             effective_rank=rows[-1].get("effective_rank"),
-            chosen=self.searched_value(search.key, factor) if search is not None else None,
+            chosen=self.searched_value(search.key, factor)
+            if search and self.budget.search
+            else None,
             seconds=float(result["seconds"]),
             images=last.images,
             correlation=rows[-1].get("correlation"),
@@ -243,7 +257,7 @@ class Runs:
 
 def measured(config: Config, file: Path) -> Any:
     """The accuracy of a checkpoint, without a word."""
-    with redirect_stdout(StringIO()):
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         return evaluate_checkpoint(config, str(file))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import zip_longest
+from typing import Any
 
 from srd.config.fields import Config, Distill, Teacher
 from srd.config.layers import Layer, read_yaml
@@ -16,8 +17,8 @@ from srd.files.locate import recipe_file
 from srd.method.losses import LOSSES
 from srd.models.outputs import width
 from srd.models.recorded import RecordedTeacher
-from srd.models.students import open_student
-from srd.models.teacher import LoadedTeacher, check_knows_classes
+from srd.models.students import find, open_student
+from srd.models.teacher import LoadedTeacher, check_knows_classes, full_teacher_name, weights_of
 from srd.run.folder import RunFolder
 from srd.training.comparison import Comparison
 from srd.training.presets import configure_training
@@ -50,21 +51,24 @@ def teacher_recipe(config: Config) -> tuple[Config, list[str]] | None:
     if config.teacher.checkpoint or not config.teacher.recipe:
         return None
     path = recipe_file(config.teacher.recipe)
-    here = {
-        "output": config.output,
-        "device": config.device,
-        "data": {
-            "path": config.data.path,
-            "workers": config.data.workers,
-            "val_fraction": config.data.val_fraction,  # it must not see the student's
-        },
-    }
+    data: dict[str, Any] = {"path": config.data.path, "workers": config.data.workers}
+    data["val_fraction"] = config.data.val_fraction  # it must not see the student's
+    if config.data.select_fraction is not None:  # nor be chosen on what the student is tested on
+        data["select_fraction"] = config.data.select_fraction
+    here = {"output": config.output, "device": config.device, "data": data}
     settings = read_yaml(path)
     layers = [Layer(str(path), settings), Layer("", here)]
     recipe, notes = configure_training(layers, [], "teacher")
     if settings.get("name") is None:
         raise UserError(f"{path} trains a teacher for others: it needs a `name`")
     return recipe, notes
+
+
+def look_for_teacher(config: Config) -> None:
+    """Raise a UserError for a teacher whose name is unknown, or whose file or recipe is not there."""
+    if teacher_recipe(config) is None:
+        find(full_teacher_name(config.teacher.name), role="teacher")
+        weights_of(config.teacher)
 
 
 def with_known_teacher(config: Config) -> Config:

@@ -17,7 +17,7 @@ from srd.data.guard import check_classes
 from srd.data.inputs import Inputs, inputs_of
 from srd.device import Precision, choose_device, set_determinism
 from srd.distributed import processes
-from srd.errors import UserError
+from srd.errors import Stopped, UserError
 from srd.method.losses import LOSSES, NoSettings
 from srd.models.students import find
 from srd.models.teacher import LoadedTeacher
@@ -43,11 +43,22 @@ from srd.training.teaching import (
 from srd.training.without_labels import open_unlabelled_teacher
 
 
-def train(config: Config, trained: Trained = "student", notes: Sequence[str] = ()) -> None:
+def train_one_of_several(
+    config: Config, trained: Trained = "student", notes: Sequence[str] = ()
+) -> None:
+    """`train`, where another run comes after it: a signal that was too late for this one stops here."""
+    if (code := train(config, trained, notes)) is not None:
+        raise Stopped("the run is done, and the next one is not begun", code)
+
+
+def train(config: Config, trained: Trained = "student", notes: Sequence[str] = ()) -> int | None:
     """Train a student or a teacher, from its start or from where it was, and leave its folder.
 
     Args:
         notes: how the configuration came about, for the run's log.
+
+    Returns:
+        The exit code of a signal that came when there was nothing left to stop; None without one.
 
     Raises:
         UserError: wrong input. Stopped: a signal came, and the run is saved. RunFailed: a loss is
@@ -102,7 +113,7 @@ def train(config: Config, trained: Trained = "student", notes: Sequence[str] = (
             track=config.track,
         ) as session:
             if session is None:
-                return
+                return None
             session.log.lines(
                 preflight(
                     config.train,
@@ -148,6 +159,8 @@ def train(config: Config, trained: Trained = "student", notes: Sequence[str] = (
                     "seed": config.seed,
                 },
             )
+            late = processes.ranks_where(loop.signals.asked())
+        return loop.signals.code if late else None
 
 
 def pace_of(plan: Plan, inputs: Inputs) -> Pace:
@@ -201,5 +214,5 @@ def with_trained_teacher(config: Config, num_classes: int) -> Config:
         check_student(config, num_classes)
         if processes.is_main():
             print(f"first the teacher, once: {config.teacher.recipe} into {folder.path}")
-        train(recipe, "teacher", notes)
+        train_one_of_several(recipe, "teacher", notes)
     return with_teacher_of(recipe, config)

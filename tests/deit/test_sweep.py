@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 
 from srd.config.sweep import combinations
 from srd.errors import UserError
+from srd.files.checkpoint import save_weights
 
 
 def test_combinations() -> None:
@@ -114,3 +117,18 @@ def test_a_sweep_runs_goes_on_and_is_reported(tmp_path: Path, recipe: Path, deit
     again = deit(*command)
     assert again.out.count("already finished") == 2
     assert (tmp_path / "x_seed0" / "checkpoints" / "last.pth").stat().st_mtime_ns == before
+
+
+@pytest.mark.usefixtures("narrow")
+def test_a_signal_after_a_runs_last_step_begins_no_other(
+    tmp_path: Path, recipe: Path, deit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(*arguments: Any) -> None:
+        save_weights(*arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("srd.training.loop.save_weights", late)
+    command = ["--train_student", "--config", recipe, "--output", tmp_path, "--name=x"]
+    told = deit(*command, "--epochs=1", "--warmup-epochs=0", "--sweep", "seed=0,1")
+    assert told.code == 143 and "the next one is not begun" in told.err
+    assert (tmp_path / "x_seed0" / "result.json").is_file() and not (tmp_path / "x_seed1").exists()

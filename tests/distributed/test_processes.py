@@ -71,7 +71,10 @@ def test_the_loss_of_two_halves_is_the_loss_of_the_batch(
     assert_equal(case)
 
 
-RIVALS = [f"rival {name}" for name in ("dkd", "dist", "kd_ls", "fitnet", "crd")]
+RIVALS = [
+    f"rival {name}"
+    for name in ("dkd", "dist", "kd_ls", "fitnet", "crd", "logsum", "correlation", "l2")
+]
 
 
 @pytest.mark.parametrize("case", ["accumulated", "in buckets", "accuracy", *RIVALS])

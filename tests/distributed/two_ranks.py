@@ -36,7 +36,8 @@ CPU = torch.device("cpu")
 BATCH, D_S, D_T = 8, 5, 7
 IMAGE = (3, 5, 6)
 STUDENTS = ("test_byobnet", "efficientvit_m0")  # batch norms with activations; of vectors too
-RIVALS = ("dkd", "dist", "kd_ls", "fitnet", "crd")
+RIVALS: dict[str, Any] = {name: name for name in ("dkd", "dist", "kd_ls", "fitnet", "crd")}
+RIVALS |= {d: {"name": "ablation", "distance": d} for d in ("logsum", "correlation", "l2")}
 LOSSES = [("correlation", 4.0), ("elementwise", 4.0), ("correlation", 2.5), ("elementwise", 1.0)]
 
 
@@ -68,14 +69,12 @@ def recipe_loss(match: str, alpha: float) -> dict[str, Tensor]:
     return {"value": value.detach(), **gradients(loss, z_s), **dict(loss.named_buffers())}
 
 
-def rival(name: str) -> dict[str, Tensor]:
+def rival(given_settings: Any) -> dict[str, Tensor]:
     """Two steps of a loss by name, of all that it needs."""
     torch.manual_seed(0)
-    sizes = (D_T, D_T) if LOSSES_BY_NAME[name].reads == "logits" else (D_S, D_T)
-    loss = create_loss(
-        TypeAdapter(LossSettings).validate_python(name),
-        student_dim=sizes[0], teacher_dim=sizes[1], train_images=2 * BATCH,
-    )  # fmt: skip
+    settings = TypeAdapter(LossSettings).validate_python(given_settings)
+    sizes = (D_T, D_T) if LOSSES_BY_NAME[settings.name].reads == "logits" else (D_S, D_T)
+    loss = create_loss(settings, student_dim=sizes[0], teacher_dim=sizes[1], train_images=2 * BATCH)
     assert loss is not None
     parallel = processes.data_parallel(loss.double(), CPU) if [*loss.parameters()] else loss
     given = {
@@ -199,7 +198,7 @@ def accuracy() -> dict[str, Tensor]:
 
 def results() -> dict[str, dict[str, Tensor]]:
     found = {f"{match} {alpha}": recipe_loss(match, alpha) for match, alpha in LOSSES}
-    found |= {f"rival {name}": rival(name) for name in RIVALS}
+    found |= {f"rival {name}": rival(settings) for name, settings in RIVALS.items()}
     found["affine"] = batch_norm(nn.BatchNorm2d(4), *IMAGE)
     found["plain"] = batch_norm(nn.BatchNorm2d(4, affine=False, momentum=None), *IMAGE)
     found["still"] = batch_norm(nn.BatchNorm2d(4, momentum=0.0), *IMAGE)

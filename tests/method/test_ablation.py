@@ -119,6 +119,25 @@ def test_without_a_projector_the_widths_must_agree() -> None:
         create_loss(AblationSettings(projector="none"), student_dim=D_S, teacher_dim=D_T)
 
 
+def test_what_is_not_given_is_what_the_docstring_says() -> None:
+    z_s, z_t = pair()[0], torch.randn(BATCH, 16).double()
+    for given in (
+        {"normalisation": "group", "groups": 8},
+        {"projector": "mlp", "hidden_layers": 1},
+    ):
+        losses = []
+        for left_out in (False, True):
+            torch.manual_seed(0)
+            kept = dict(list(given.items())[:1]) if left_out else given
+            losses.append(AblationLoss(D_S, 16, **kept).double()(z_s, z_t))
+        assert torch.equal(*losses)
+
+
+def test_equal_representations_are_no_infinity() -> None:
+    z = pair(D_T)[0]
+    assert AblationLoss(D_T, D_T, "none", projector="none")(z, z).isfinite()
+
+
 def test_groups_must_divide_the_channels() -> None:
     with pytest.raises(UserError, match="4 channels do not divide into 3 groups"):
         create_loss(

@@ -28,6 +28,22 @@ LATER = {("crd", "momentum")}  # settings that change the next step, not this on
 BESIDE = {"groups": {"normalisation": "group", "groups": 4}, "hidden_layers": {"projector": "mlp"}}
 
 
+# Of each loss, what its authors published: docs/settings.md#rivals says where.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "srd": {"match": "correlation", "alpha": 4.0, "bn_eps": None, "log_eps": None},
+    "vkd": {"beta": 1.0, "norm_eps": 1e-5},
+    "dkd": {"alpha": 1.0, "beta": 8.0, "temperature": 4.0, "standardise": False},
+    "dist": {"beta": 2.0, "gamma": 2.0, "temperature": 1.0},
+    "kd_ls": {"temperature": 2.0, "weight": 9.0},
+    "fitnet": {"weight": 100.0},
+    "at": {"weight": 1000.0, "power": 2.0},
+    "ickd": {"weight": 2.5},
+    "crd": {"dim": 128, "negatives": 16384, "temperature": 0.07, "momentum": 0.5, "weight": 0.8},
+    "ablation": {"normalisation": "batch", "distance": "logsum", "projector": "linear", "alpha": None,
+                 "groups": None, "hidden_layers": None, "norm_eps": 1e-4},
+}  # fmt: skip
+
+
 def settings(name: str, **values: Any) -> Any:
     return TypeAdapter(LossSettings).validate_python({"name": name, **values})
 
@@ -79,6 +95,11 @@ def test_it_is_chosen_by_its_name_alone_or_with_its_settings(name: str) -> None:
     assert alone == settings(name) and type(alone) is LOSSES[name].settings
     with pytest.raises(ValidationError, match="nonsense"):
         settings(name, nonsense=1)
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_its_settings_are_the_published_ones(name: str) -> None:
+    assert dataclasses.asdict(settings(name)) == {"name": name, **PUBLISHED[name]}
 
 
 @pytest.mark.parametrize("name", BUILT)

@@ -202,6 +202,7 @@ def test_attention_transfer(setting: tuple[float, float]) -> None:
 def test_attention_maps_of_two_sizes_are_averaged_to_the_smaller() -> None:
     z_s, z_t = (torch_of(MAPS, name) for name in MAPS)
     larger = z_s.repeat_interleave(2, dim=2).repeat_interleave(3, dim=3)
+    larger = larger + torch.tensor([1.0, -1.0]).repeat(SIDE)[:, None]  # no mean, but a maximum
     loss = AttentionTransfer(D_S, D_T)
     torch.testing.assert_close(loss(larger, z_t), loss(z_s, z_t), rtol=1e-12, atol=0)
     turned = AttentionTransfer(D_T, D_S)
@@ -293,6 +294,14 @@ def test_crd_draws_other_images_from_seed_epoch_and_index_alone() -> None:
     assert not torch.equal(later, drawn)
     other = CRD(D_S, D_T, DIM, 500, train_images=IMAGES)  # torch's generator has moved on
     assert not torch.equal(other.compared_images(KEYS), drawn)
+
+
+def test_crds_bank_begins_with_numbers_whose_squares_sum_to_1_in_the_mean() -> None:
+    torch.manual_seed(0)
+    loss = CRD(D_S, D_T, DIM, K, train_images=2000)
+    for bank in (loss.bank_s, loss.bank_t):
+        assert bank.abs().max().item() == pytest.approx((3 / DIM) ** 0.5, rel=2e-3)
+        assert abs(bank.mean().item()) < 0.02
 
 
 def test_crd_remembers_nothing_in_evaluation() -> None:

@@ -20,7 +20,7 @@ def test_singular_values_are_those_of_the_matrix() -> None:
 
 @pytest.mark.parametrize(
     ("values", "rank"),
-    [([3.0], 1), ([2.0, 2.0, 2.0], 3), ([1.0, 0.0], 1), ([0.0, 0.0], 0), ([3.0, 1.0], 4 / 3**0.75)],
+    [([3.0], 1), ([2.0, 2.0, 2.0], 3), ([1.0, 0.0], 1), ([0.0, 0.0], 0), ([0.3, 0.1], 4 / 3**0.75)],
 )
 def test_effective_rank(values: list[float], rank: float) -> None:
     assert effective_rank(values) == pytest.approx(rank)

@@ -28,6 +28,7 @@ from srd.study.studies import (
     views,
     with_teachers,
 )
+from srd.training.teaching import teacher_recipe
 
 SMALL = Study(
     question="Does it run?",
@@ -54,7 +55,7 @@ def test_every_variant_is_a_configuration(name: str, recipe: Path, tmp_path: Pat
     assert len(set(labels)) == len(labels) and "alone" in labels
     searches = [variant.search for variant in variants if variant.search is not None]
     assert {len(search.factors) for search in searches} == {3}
-    assert len(searches) == len(variants) or name == "views"
+    assert name == "views" or {v.label for v in variants if v.search is None} <= {"kd"}
 
 
 def test_a_study_from_the_command_to_its_page(
@@ -72,6 +73,7 @@ def test_a_study_from_the_command_to_its_page(
     alone, linear = (numbers[label][0] for label in numbers)
     assert alone["images"] == 500 and alone["effective_rank"] is None
     assert 1 < linear["effective_rank"] <= 24  # of a student 24 wide
+    assert alone["chosen"] is None is linear["chosen"], "nothing was searched"
     page = (tmp_path / "small/small.md").read_text()
     assert SMALL.question in page and "srd study small" in page and "| alone |" in page
     assert (tmp_path / "small/small.png").stat().st_size > 5000
@@ -136,6 +138,8 @@ def test_a_setting_is_searched_on_what_is_held_out(
         (["alpha", "--seeds=1,x"], "expected whole numbers"),
         (["alpha", "--seeds=1,1"], "expected different numbers"),
         (["alpha", "--seeds="], "expected whole numbers"),
+        (["alpha", "--seeds=1_0"], "expected whole numbers"),
+        (["alpha", "--seeds=-1"], "expected whole numbers from 0"),
         (["alpha", f"--seeds={','.join(map(str, range(101)))}"], "100 at most"),
         (["alpha", "--seed=1"], "unknown argument --seed (did you mean '--seeds'?)"),
         (["alpha", "--epochs=0"], "train.epochs"),
@@ -145,6 +149,12 @@ def test_a_setting_is_searched_on_what_is_held_out(
         (["equivariance", "--config=configs/own.yaml"], "--cnn NAME=FILE --transformer NAME=FILE"),
         (["alpha", "--set=cache.path=x"], "cache.path has no effect, the study sets it"),
         (["alpha", "--set=seed=3"], "seed has no effect, the study sets it"),
+        (["alpha", "--set=train.keep_best=false"], "train.keep_best has no effect"),
+        (["alpha", "--seeds=0,1000"], "1000 is the search's own"),
+        (["list", "--quick"], "takes nothing else"),
+        (["equivariance", "--cnn=resnet10t=not/there"], "not/there"),
+        (["equivariance", "--cnn=resnet10u=not/there"], "resnet10u"),
+        (["alpha", "--set=data.select_fraction=null"], "choose on the images that it reports"),
         (["alpha", "--set=distill.alpha=3"], "distill.alpha has no effect"),
     ],
 )
@@ -182,7 +192,7 @@ def test_a_table_shows_what_was_chosen() -> None:
 def test_a_rival_is_also_run_as_published(recipe: Path, tmp_path: Path) -> None:
     shared = [Layer(str(recipe), read_yaml(recipe)), Layer("", {"output": str(tmp_path)})]
     runs = Runs("rivals", STUDIES["rivals"], shared, Budget(seeds=(0,), search=True))
-    for variant in STUDIES["rivals"].variants[1:]:
+    for variant in (v for v in STUDIES["rivals"].variants if v.has_authors):
         plain = as_published(variant)
         (config, folder), (searched, other) = (runs.planned(v, 1.0, 0) for v in (plain, variant))
         assert config == searched and folder.path == other.path, "a run of the search"
@@ -191,6 +201,37 @@ def test_a_rival_is_also_run_as_published(recipe: Path, tmp_path: Path) -> None:
                  chosen=None, seconds=1, images=10)  # fmt: skip
     head, _, row = table(STUDIES["rivals"], [(STUDIES["rivals"].variants[1], [run])]).splitlines()
     assert "| reported by others: CIFAR-100, " in head and row.endswith("|  |  | 73.3 | 1 |")
+
+
+def test_a_weight_of_the_configuration_is_of_those_whose_loss_reads_it(
+    recipe: Path, tmp_path: Path
+) -> None:
+    shared = [Layer(str(recipe), read_yaml(recipe)), Layer("", {"output": str(tmp_path)})]
+    shared.append(Layer("", {"distill": {"kl_weight": 3.0, "repr_weight": 2.0}}))
+    runs = Runs("rivals", STUDIES["rivals"], shared, Budget(seeds=(0,), search=True))
+    runs.check()
+    weights = {}
+    for variant in STUDIES["rivals"].variants:
+        own = runs.planned(variant, 1.0, 0)[0].distill
+        weights[own.loss.name] = (own.kl_weight, own.repr_weight)
+    assert weights["none"] == (1, 1) and weights["kd"] == (3, 1) and weights["dkd"] == (1, 2)
+    assert weights["ablation"] == weights["crd"] == (3, 2)
+
+
+def test_a_teacher_is_not_chosen_on_what_is_reported(recipe: Path, tmp_path: Path) -> None:
+    layers = [Layer("", {"output": str(tmp_path)})]
+    own = [Layer(str(recipe), read_yaml(recipe))]
+    variant = STUDIES["equivariance"].variants[1]
+    runs = Runs(
+        "equivariance",
+        STUDIES["equivariance"],
+        own,
+        Budget(seeds=(0,), search=False, layers=layers),
+    )
+    config, _ = runs.planned(variant, 1.0, 0)
+    found = teacher_recipe(config)
+    assert found is not None and found[0].data.select_fraction == 0.01
+    assert found[0].name == "digits_teacher"
 
 
 def test_views_that_would_not_come_again_are_left_out(recipe: Path, tmp_path: Path) -> None:
