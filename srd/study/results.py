@@ -177,7 +177,7 @@ def draw_dots(axes: Any, results: Results, shows: str) -> None:
     axes.set_yticks(range(len(rows)), [label for label, _ in rows])
     axes.invert_yaxis()
     what = "top-1 on the reported images, %" if shows == "selected" else COLUMNS[shows][0]
-    axes.set_xlabel(f"{what} (dots: seeds; bar: mean, 95 % interval)")
+    axes.set_xlabel(f"{what}\n(dots: seeds; bar: mean, 95 % interval)")
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right", "left"]].set_visible(False)
 
