@@ -11,8 +11,10 @@ from srd.printable import as_code, printable_lines
 from srd.study.runs import Tested
 from srd.study.studies import KD, Study, Variant
 
+SPREAD = """Mean ± sample standard deviation over seeds, and the 95 % interval of the mean (Student's t)."""
 PAIRED = """ Runs of a
 seed saw the same views, and what the same teacher said of them, so their differences vary less."""
+ONE_SEED = "One seed, which says nothing of how much another would differ."
 
 Results = Sequence[tuple[Variant, Sequence[Tested]]]
 
@@ -115,7 +117,7 @@ def page(
     versions = ", ".join(f"{key} {value}" for key, value in made_with["versions"].items())
     chosen = "Epochs and searched settings were" if search else "Nothing was searched; epochs were"
     same = all(variant.settings.get("cache.epochs") is None for variant, _ in results)
-    paired = PAIRED if same else ""
+    about = SPREAD + PAIRED * same if len(results[0][1]) > 1 else ONE_SEED
     seconds = sum(run.seconds for _, runs in results for run in runs)
     return f"""# {name}
 
@@ -125,7 +127,7 @@ Reproduced here. {data}
 
 {table(study, results)}
 
-Mean ± sample standard deviation over seeds, and the 95 % interval of the mean (Student's t).{paired}
+{about}
 {chosen} chosen on images held out of the training split; the reported images were
 looked at once for each run.
 

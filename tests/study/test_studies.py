@@ -75,6 +75,7 @@ def test_a_study_from_the_command_to_its_page(
     assert 1 < linear["effective_rank"] <= 24  # of a student 24 wide
     assert alone["chosen"] is None is linear["chosen"], "nothing was searched"
     page = (tmp_path / "small/small.md").read_text()
+    assert "One seed" in page and "Mean ±" not in page
     assert SMALL.question in page and "srd study small" in page and "| alone |" in page
     assert (tmp_path / "small/small.png").stat().st_size > 5000
     run = RunFolder(tmp_path, "shared/paper_seed0")
