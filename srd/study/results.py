@@ -11,8 +11,8 @@ from srd.printable import as_code, printable_lines
 from srd.study.runs import Tested
 from srd.study.studies import KD, Study, Variant
 
-SPREAD = """Mean ± sample standard deviation over seeds, and the 95 % interval of the mean (Student's
-t)."""
+SPREAD = """Mean ± sample standard deviation over seeds, and the 95 % interval of the mean
+(Student's t)."""
 PAIRED = """ Runs of a
 seed saw the same views, and what the same teacher said of them, so their differences vary less."""
 ONE_SEED = "One seed, which says nothing of how much another would differ."
