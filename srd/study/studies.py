@@ -266,7 +266,7 @@ STUDIES: dict[str, Study] = {
             replace(student_alone(), reported="72.5"),
             replace(logits_alone(), reported="73.3"),
             logits_searched(),
-            paper("srd"),
+            exchanged("srd"),
             *(replace(with_loss(name, name), reported=top1) for name, top1 in RIVALS.items()),
         ),
         published=True,
