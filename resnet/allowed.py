@@ -295,8 +295,8 @@ SWITCHES = frozenset(
       freezes_ss_module fused init_weights inplace is_from_teacher is_training log_target maximize
       memory_efficient nesterov no_aug pad_if_needed persistent_workers pin_memory pretrained
       progress replace_stride_with_dilation replacement requires_grad shuffle three_phase
-      track_running_stats train transform_input uses_decoder uses_label uses_relu
-      zero_init_residual
+      track_running_stats train transform_input uses_bn uses_decoder uses_label
+      uses_relu zero_init_residual
 """)["arguments"]
 )
 EITHER = ("scale",)

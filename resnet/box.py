@@ -8,8 +8,6 @@ saved and put back.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -17,30 +15,15 @@ import torch
 from torch import Tensor, nn
 from torchdistill.common.module_util import get_module
 from torchdistill.core.distillation import get_distillation_box
-from torchdistill.core.interfaces.registry import FORWARD_PROC_FUNC_DICT
 from torchdistill.core.training import get_training_box
-from torchdistill.losses.registry import (
-    HIGH_LEVEL_LOSS_DICT,
-    LOSS_DICT,
-    LOSS_WRAPPER_DICT,
-    LOW_LEVEL_LOSS_DICT,
-    MIDDLE_LEVEL_LOSS_DICT,
-)
-from torchdistill.models.registry import AUXILIARY_MODEL_WRAPPER_DICT, MODEL_DICT
-from torchdistill.optim.registry import OPTIM_DICT, SCHEDULER_DICT
 
+from resnet.explain import box_explained
 from resnet.models import Models
 from resnet.recipe import Recipe
 from resnet.sections import stages
 from srd.data.views import INIT, seeded
 from srd.errors import UserError, nearest
 from srd.method.loss import Loss
-
-REGISTRIES = (
-    HIGH_LEVEL_LOSS_DICT, MIDDLE_LEVEL_LOSS_DICT, LOW_LEVEL_LOSS_DICT, LOSS_DICT, LOSS_WRAPPER_DICT,
-    AUXILIARY_MODEL_WRAPPER_DICT, MODEL_DICT, OPTIM_DICT, SCHEDULER_DICT,
-    FORWARD_PROC_FUNC_DICT,
-)  # fmt: skip
 
 
 def make_box(
@@ -65,7 +48,7 @@ def make_box(
     for section in stages(train):
         _check_stage(section, models)
     arguments = (datasets or recipe.config["datasets"], train, device, None, False, lr_factor)
-    with _explained():
+    with box_explained(recipe.config["train"]):
         if models.teacher is None:
             box: Any = get_training_box(models.student, *arguments)
         else:
@@ -84,7 +67,7 @@ def advance(box: Any, stage: int, seed: int) -> None:
     Raises:
         UserError: as `make_box`.
     """
-    with _explained(), seeded(INIT, seed, stage):
+    with box_explained(box.train_config), seeded(INIT, seed, stage):
         box.advance_to_next_stage()
     _ready(box)
 
@@ -107,16 +90,6 @@ def _check_stage(section: dict[str, Any], models: Models) -> None:
             raise UserError(f"train.{key}: not supported; the update is this project's own")
 
 
-@contextmanager
-def _explained() -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # torchdistill's, torch's, a data loader's: no common class
-        raise UserError(_explain(error)) from None
-
-
 def _ready(box: Any) -> Any:
     """The box with its terms recorded; stages are advanced here, not by it."""
     if box.optimizer is None:
@@ -128,22 +101,6 @@ def _ready(box: Any) -> Any:
     if hasattr(box, "stage_end_epoch"):
         box.stage_end_epoch = -1
     return box
-
-
-def _explain(error: Exception) -> str:
-    """torchdistill's complaint, with the nearest registered name where a key is unknown."""
-    message = " ".join(str(error).split())
-    unknown = re.search(r"`(\w+)` (?:registered|is not expected)", message)
-    if unknown:
-        known = [name for registry in REGISTRIES for name in registry]
-        hint = nearest(unknown.group(1), known) if unknown.group(1) != "None" else ": name one"
-        return f"train: {message}{hint}"
-    lacks = re.search(r"(\w+)\.__init__\(\) missing .*?: (.+)", message)
-    if lacks:
-        return f"train: the file does not give {lacks.group(1)} what it needs: {lacks.group(2)}"
-    if isinstance(error, KeyError):
-        return f"train: a setting is missing: {message}"
-    return f"train: {message[:300] or type(error).__name__}"
 
 
 def _check_paths(section: dict[str, Any], model: nn.Module | None, role: str) -> None:

@@ -72,7 +72,8 @@ def read_recipe(
     """Read, check and build a configuration.
 
     Args:
-        data_path: takes the place of the file's `root_dir`; so does the variable SRD_DATA.
+        data_path: takes the place of the file's `root_dir`, or of the `_root` of one of its data
+            sets, as torchdistill's own files have it; so does the variable SRD_DATA.
         trusted: run whatever the file names. Otherwise it is held to `resnet.allowed`, and this process
             reads weights only, from here on (`resnet.trust.forbid_pickled_code`).
         output: the file may write there, and under the working folder.
@@ -90,9 +91,7 @@ def read_recipe(
     sections = _sections(loader, root)
     settings = _plain(root, Reader("", str(path)), {})
     if data_path:
-        if not isinstance(sections.get("root_dir"), yaml.ScalarNode):
-            raise UserError(f"{path} has no `root_dir:` line whose place --data-path could take")
-        sections["root_dir"].value, sections["root_dir"].tag = data_path, PLAIN[0]
+        _put_data(sections, data_path, path)
     run = build(Run, [Layer(f"{path}, run", settings.get("run") or {})])
     check_average("run", run.ema_decay, run.ema_warmup)
     take_over()
@@ -137,6 +136,33 @@ def _sections(loader: Reader, root: yaml.MappingNode) -> dict[str, yaml.Node]:
                 f"{loader.source} has no section {name!r}: is it a torchdistill configuration?"
             )
     return sections
+
+
+def _put_data(sections: dict[str, yaml.Node], data_path: str, path: Path) -> None:
+    """Put the folder of the data in the place of the file's, and so of all aliases of it."""
+    place = sections["root_dir"] if "root_dir" in sections else _only_root(sections["datasets"])
+    if isinstance(place, yaml.ScalarNode):
+        place.value, place.tag = data_path, PLAIN[0]
+    elif isinstance(place, yaml.SequenceNode) and place.tag == "!join":
+        place.value = [yaml.ScalarNode(PLAIN[0], data_path, place.start_mark, place.end_mark)]
+    else:
+        raise UserError(
+            f"{path} has no `root_dir:` line, nor one `_root:` under datasets, whose place --data-path "
+            "could take"
+        )
+
+
+def _only_root(datasets: yaml.Node) -> yaml.Node | None:
+    """The `_root` of the data sets, as in torchdistill's own files; None without, or of several."""
+    entries = datasets.value if isinstance(datasets, yaml.MappingNode) else []
+    roots = {
+        id(value): value
+        for _, dataset in entries
+        if isinstance(dataset, yaml.MappingNode)
+        for key, value in dataset.value
+        if key.value == "_root"
+    }
+    return next(iter(roots.values())) if len(roots) == 1 else None
 
 
 def _plain(node: yaml.Node, loader: Reader, known: dict[int, Any]) -> Any:

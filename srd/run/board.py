@@ -48,12 +48,13 @@ def show_pictures(
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
 ) -> None:
-    """Some pictures of a training batch (B, C, H, W), as the network sees them.
+    """Some pictures of a training batch, as the network sees them.
 
     Args:
+        images: (B, C, H, W), or N turns of each picture (B, N, C, H, W), as SSKD trains on.
         mean, std: what they were normalised with; None where nobody knows: from dark to bright.
     """
-    images = images[:SHOWN].detach().float().cpu()
+    images = images.flatten(0, -4)[:SHOWN].detach().float().cpu()
     if mean is not None and std is not None:
         images = images * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
     else:

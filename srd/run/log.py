@@ -138,7 +138,7 @@ class RunLog:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
-        """A training batch (B, C, H, W), for TensorBoard; see `srd.run.board.show_pictures`."""
+        """A training batch, for TensorBoard; see `srd.run.board.show_pictures`."""
         if self._board is not None:
             show_pictures(self._board, images, step, mean=mean, std=std)
 

@@ -12,6 +12,7 @@ from torchdistill.core.interfaces import registry as processes
 from torchdistill.datasets import registry as datasets
 from torchdistill.losses import registry as losses
 from torchdistill.models import registry as models
+from torchdistill.models import wrapper as wrappers
 from torchdistill.optim import registry as optim
 from torchvision.models import list_models
 
@@ -90,10 +91,15 @@ def test_registry_keys_exist_and_have_the_arguments(
 
 
 def test_switches_are_what_the_packages_take_as_switches() -> None:
-    listed = {_imported(name): arguments for name, (_, arguments, _) in _calls().items()}
+    listed: dict[Any, Any] = {
+        _imported(name): arguments for name, (_, arguments, _) in _calls().items()
+    }
     for table, registries in REGISTRIES:
         for key, arguments in table.items():
             listed[next(registry[key] for registry in registries if key in registry)] = arguments
+    for module in vars(wrappers).values():  # with what wrappers build of a mapping of arguments
+        if inspect.isclass(module) and module.__module__ == wrappers.__name__:
+            listed.setdefault(module, None)
     for made, arguments in listed.items():
         for name, parameter in inspect.signature(made).parameters.items():
             if (arguments is None or name in arguments) and name not in allowed.EITHER:

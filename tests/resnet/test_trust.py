@@ -236,6 +236,17 @@ def test_data_path_takes_the_place_of_root_dir_and_its_aliases() -> None:
     assert read_recipe(path, data_path="/new").config["datasets"]["x"] == "/new/train"
 
 
+@pytest.mark.parametrize("root", ["/old", "!join ['~/', old]"])
+def test_data_path_takes_the_place_of_a_data_set_s_root(root: str) -> None:
+    """torchdistill's own files have no root_dir, but the `_root` of their first data set."""
+    sets = f"{{x: {{_root: &r {root}}}, y: {{here: !join [*r, /val]}}}}"
+    path = write("run: {}" + REST.replace("datasets: {}", f"datasets: {sets}"))
+    assert read_recipe(path, data_path="/new").config["datasets"]["y"] == {"here": "/new/val"}
+    path.write_text(path.read_text().replace("y: {", "y: {_root: other, "))
+    with pytest.raises(UserError, match="nor one `_root:`"):
+        read_recipe(path, data_path="/new")
+
+
 @pytest.mark.parametrize(("text", "message"), MISTAKES)
 def test_mistakes_are_named(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -207,6 +207,16 @@ def test_clock(seconds: float, said: str) -> None:
     assert clock(seconds) == said
 
 
+def test_tensorboard_gets_every_turn_of_a_picture(tmp_path: Path) -> None:
+    """As SSKD trains on: (B, turns, C, H, W)."""
+    log = RunLog(tmp_path)
+    log.pictures(torch.linspace(0, 1, 6).view(2, 3, 1, 1, 1).expand(2, 3, 3, 8, 8), 0)
+    log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    with Image.open(io.BytesIO(events.Images("training_batch")[0].encoded_image_string)) as grid:
+        assert [grid.getpixel(at)[0] for at in ((5, 5), (35, 5), (15, 15))] == [0, 153, 255]
+
+
 def test_tensorboard_gets_settings_pictures_and_spectra(tmp_path: Path) -> None:
     log = RunLog(tmp_path)
     log.settings("mine", {"optim": {"lr": 0.1, "betas": None}, "name": "a`b\x1b"})
