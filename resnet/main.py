@@ -38,7 +38,9 @@ def make_parser() -> Parser:
     )
     add("--output", default="runs", help="where runs go: <output>/<name>/")
     add("--name", help="of this run's folder (default: the configuration's)")
-    add("--data-path", "--data_path", metavar="DIR", help="takes the place of root_dir in the file")
+    add(
+        "--data-path", "--data_path", metavar="DIR", help="in place of the file's root_dir or _root"
+    )
     add("--teacher-cache", "--teacher_cache", metavar="DIR", help="in place of run.teacher_cache")
     add("--resume", default="auto", help="auto, none, or a checkpoint file")
     add("--track", metavar="TRACKER", help="wandb, mlflow or trackio: send the run's curves there")

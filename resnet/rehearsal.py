@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from resnet import box as boxes
+from resnet.explain import step_explained
 from resnet.inputs import TrainInput, Unreadable, inner_dataset, load_item, split_items
 from resnet.models import Models, student_section
 from resnet.recipe import Recipe
@@ -105,7 +106,7 @@ def rehearse(
     """
     modules = [boxes.trained_network(box), models.teacher, getattr(box, "teacher_model", None)]
     modules += [criterion for criterion, _ in getattr(box.criterion, "term_dict", {}).values()]
-    with explained("train: a first step fails"), unmoved(modules), torch.no_grad():
+    with step_explained(), unmoved(modules), torch.no_grad():
         keys = [(0, 0), (0, 1)]
         batch = inputs.loader.collate_fn([inputs.items[key] for key in keys])
         boxes.start_epoch(box, models, 0)
