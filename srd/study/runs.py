@@ -130,20 +130,25 @@ class Runs:
                 "fraction, or leave it out"
             )
         for variant in self.variants():
-            for factor in self.factors(variant):
-                for seed in (*self.budget.seeds, SEARCH_SEED):
-                    config, _ = self.planned(variant, factor, seed)
-                    if config.cache.path and not Path(config.cache.path).exists():
-                        look_for_teacher(config)
+            seeds = (*self.budget.seeds, SEARCH_SEED)
+            of = [
+                self.planned(variant, f, seed)[0] for f in self.factors(variant) for seed in seeds
+            ]
+            if any(c.cache.path and not Path(c.cache.path).exists() for c in of):
+                look_for_teacher(of[0])  # all have the same
 
     def all(self) -> Iterator[tuple[Variant, list[Tested]]]:
         """Every variant with its tested runs, as they are done."""
         for variant in self.variants():
-            factor = self.searched(variant)
-            yield variant, [self.test(variant, factor, seed) for seed in self.budget.seeds]
-            if self.study.published and variant.has_authors and factor != 1:
-                plain = as_published(variant)
-                yield plain, [self.test(plain, 1.0, seed) for seed in self.budget.seeds]
+            for row, factor in self.rows(variant, self.searched(variant)):
+                yield row, [self.test(row, factor, seed) for seed in self.budget.seeds]
+
+    def rows(self, variant: Variant, chosen: float) -> list[tuple[Variant, float]]:
+        """What is reported of a variant whose searched setting has the factor `chosen`."""
+        rows = [(variant, chosen)]
+        if self.study.published and variant.has_authors and chosen != 1:
+            rows.append((as_published(variant), 1.0))
+        return rows
 
     def factors(self, variant: Variant) -> tuple[float, ...]:
         """Those of the variant's searched setting that are tried."""

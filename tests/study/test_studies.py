@@ -198,6 +198,12 @@ def test_a_rival_is_also_run_as_published(recipe: Path, tmp_path: Path) -> None:
         (config, folder), (searched, other) = (runs.planned(v, 1.0, 0) for v in (plain, variant))
         assert config == searched and folder.path == other.path, "a run of the search"
         assert plain.label == f"{variant.label.split(' (')[0]} (published)"
+        assert runs.rows(variant, 4.0) == [(variant, 4.0), (plain, 1.0)]
+        assert runs.rows(variant, 1.0) == [(variant, 1.0)], "it is the published one"
+    for variant in (v for v in STUDIES["rivals"].variants if not v.has_authors):
+        assert runs.rows(variant, 4.0) == [(variant, 4.0)]
+    others = Runs("alpha", STUDIES["alpha"], shared, Budget(seeds=(0,), search=True))
+    assert len(others.rows(STUDIES["alpha"].variants[-1], 4.0)) == 1
     run = Tested(seed=0, selected=50, last=40, held_out=60, best_epoch=3, effective_rank=None,
                  chosen=None, seconds=1, images=10)  # fmt: skip
     head, _, row = table(STUDIES["rivals"], [(STUDIES["rivals"].variants[1], [run])]).splitlines()
