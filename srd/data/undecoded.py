@@ -7,7 +7,8 @@ batch, which torch resizes. What it cannot decode is decoded as in a worker, by 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from io import BytesIO
@@ -27,7 +28,9 @@ from srd.errors import UserError
 from srd.installed import PROJECT
 from srd.printable import printable
 
-THREADS = 4  # of the CPU, which read heads, and codes where the GPU has no engine for them
+THREADS = 4  # of the CPU, which read heads and unpack codes
+NO_GPU = -99_999  # nvImageCodec's number, for which 0.8 has no name in Python
+BROKEN = "0.9."  # crops end the process on an H100: NVIDIA/nvImageCodec issue 55
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,7 @@ def decoded_crops(
 
 def _tensor(image: Any) -> Tensor:
     """nvImageCodec's image, where it is."""
-    host = image.device_id is None  # whose export by DLPack asks for a GPU nonetheless
+    host = image.buffer_kind == _codec().ImageBufferKind.STRIDED_HOST  # by DLPack it asks for a GPU
     return torch.from_numpy(np.asarray(image)) if host else from_dlpack(image)
 
 
@@ -202,6 +205,11 @@ def why_not_on(device: torch.device) -> str:
     if device.type != "cuda":
         return "there is no GPU"
     try:
+        if (version := _codec().__version__).startswith(BROKEN):
+            return (
+                f"nvImageCodec {version} decodes no crops on a GPU, and may end the process: "
+                "pip install 'nvidia-nvimgcodec-cu13[nvjpeg]<0.9', or -cu12 of CUDA 12"
+            )
         file = BytesIO()
         Image.new("RGB", (32, 32)).save(file, "JPEG")
         data = torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
@@ -211,31 +219,54 @@ def why_not_on(device: torch.device) -> str:
         reason = "it gave no picture"
     except ImportError:
         return f"nvImageCodec is not installed: pip install '{PROJECT}[gpu]'"
-    except RuntimeError as error:
+    except (RuntimeError, AttributeError, TypeError) as error:  # or its interface is another
         reason = one_line(error)
     return f"nvImageCodec decodes nothing here ({reason})"
 
 
+@cache
 def _codec() -> Any:
     os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # a picture is told of in our own words
-    from nvidia import nvimgcodec
+    with _without_a_word():  # of the libraries for other formats, which are not there
+        from nvidia import nvimgcodec
 
     return nvimgcodec
 
 
+@contextmanager
+def _without_a_word() -> Iterator[None]:
+    """What libraries write to the process's standard error is left out, whatever they write it with."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is none
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 @cache
 def _decoder(device: torch.device) -> Any:
-    """Whose choice between its decoders, which round differently, depends on the picture alone."""
+    """One that depends on the picture alone, and rounds alike on every GPU.
+
+    Not the engines that some GPUs have for JPEG: they write before what the stream still reads is
+    read (meta-pytorch/torchcodec pull request 1634).
+    """
     codec = _codec()
     if device.type == "cpu":
         return codec.Decoder(
-            device_id=codec.NVIMGCODEC_DEVICE_CPU_ONLY,
+            device_id=NO_GPU,
             max_num_cpu_threads=1,
             backends=[codec.Backend(codec.CPU_ONLY)],
         )
-    kinds = (codec.HW_GPU_ONLY, codec.GPU_ONLY, codec.HYBRID_CPU_GPU)
     return codec.Decoder(
         device_id=device.index if device.index is not None else torch.cuda.current_device(),
         max_num_cpu_threads=THREADS,
-        backends=[codec.Backend(kind) for kind in kinds],
+        backends=[codec.Backend(codec.HYBRID_CPU_GPU)],
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import sys
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from tests.data.pictures import picture
 
 pytest.importorskip("simplejpeg")
 pytest.importorskip("cv2")
+from srd.data import undecoded
 from srd.data.fast_views import resized
 from srd.data.undecoded import Cut, decoded_crops, resized_crop, why_not_on
 
@@ -136,7 +139,9 @@ def test_a_crop_is_resized_as_on_the_fast_path(mode: str, box: tuple[int, ...]) 
 
 def test_nvimagecodec_cuts_out_what_was_asked_for() -> None:
     """By its decoder for the CPU, which is libjpeg-turbo as simplejpeg is."""
-    pytest.importorskip("nvidia.nvimgcodec")
+    codec = pytest.importorskip("nvidia.nvimgcodec")
+    if codec.__version__.startswith("0.8."):
+        pytest.skip("nvImageCodec 0.8 decodes nothing without a GPU")
     import simplejpeg
 
     files = [*PLAIN.files, without_codes(LARGE), b"no picture"]
@@ -147,6 +152,16 @@ def test_nvimagecodec_cuts_out_what_was_asked_for() -> None:
         assert crop is not None
         assert (crop.numpy() == simplejpeg.decode_jpeg(file)[5:45, 6:56]).all()
     assert crops[3:] == [None, None]
+
+
+def test_a_version_that_ends_the_process_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    package, codec = ModuleType("nvidia"), ModuleType("nvidia.nvimgcodec")
+    codec.__version__ = "0.9.0"  # type: ignore[attr-defined]
+    for module in (package, codec):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    undecoded._codec.cache_clear()
+    assert "0.9.0 decodes no crops on a GPU" in why_not_on(GPU)
+    undecoded._codec.cache_clear()
 
 
 @gpu
