@@ -69,6 +69,7 @@ OURS = {
     "digits/teacher",
     "digits/vit",
     "digits/study",
+    "cifar10/small_teacher",
     "cifar10/study",
     "cifar10/teacher",
 }
