@@ -224,11 +224,15 @@ class Runs:
         return float((folder.finished() or {})["best_acc1"])
 
     def test(self, variant: Variant, factor: float, seed: int) -> Tested:
-        """A run's accuracies on the reported images; measured once, then remembered."""
+        """A run's accuracies on the reported images; measured once, then remembered.
+
+        What was chosen is not the run's: one with the factor 1 is also that of a variant without a search.
+        """
         config, folder = self.trained(variant, factor, seed)
-        path = folder.path / TESTED
+        path, key = folder.path / TESTED, variant.search.key if variant.search else None
+        chosen = self.searched_value(key, factor) if key and self.budget.search else None
         if path.is_file():
-            return read_tested(path)
+            return replace(read_tested(path), chosen=chosen)
         reported = replace(config, data=replace(config.data, select_fraction=None))
         result = folder.finished() or {}
         last = selected = measured(reported, folder.last)
@@ -237,7 +241,6 @@ class Runs:
             selected = measured(reported, folder.best)
         shown = self.study.shows == "shift_error"
         shifts = shift_error_of(reported, folder.last) if shown else ShiftError(None, None)
-        search = variant.search
         tested = Tested(
             seed=seed,
             selected=selected.acc1,
@@ -245,9 +248,7 @@ class Runs:
             held_out=self.held_out(folder),
             best_epoch=int(result["best_epoch"]),
             effective_rank=rows[-1].get("effective_rank"),
-            chosen=self.searched_value(search.key, factor)
-            if search and self.budget.search
-            else None,
+            chosen=chosen,
             seconds=float(result["seconds"]),
             images=last.images,
             correlation=rows[-1].get("correlation"),

@@ -84,6 +84,12 @@ def test_a_study_from_the_command_to_its_page(
     before = run.last.stat().st_mtime_ns
     command.run(arguments)
     assert run.last.stat().st_mtime_ns == before, "what is there is taken up"
+    layers = [
+        Layer("", {"output": str(tmp_path), "train": {"epochs": 1}, "optim": {"warmup_epochs": 0}})
+    ]
+    budget = Budget(seeds=(0,), search=True, layers=layers)
+    search = Runs("small", SMALL, [Layer(str(recipe), read_yaml(recipe))], budget)
+    assert search.test(SMALL.variants[1], 1.0, 0).chosen == 1.0, "it is also a searched variant's"
     assert "small.md" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "teacher_caches").iterdir()] == ["test_byobnet_seed0"]
     assert linear["history"]["effective_rank"] == [linear["effective_rank"]]
