@@ -47,7 +47,8 @@ ROOMS = {
         "run", "training",
     },
     "study": {
-        "config", "errors", "evaluation", "files", "method", "printable", "run", "strict", "training",
+        "config", "errors", "evaluation", "files", "method", "models", "printable", "run", "strict",
+        "training",
     },
     "commands": {
         "bench", "cache", "cli", "config", "data", "device", "errors", "export", "files",

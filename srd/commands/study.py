@@ -30,7 +30,16 @@ MOST_SEEDS = 100
 QUICKER = 4  # a quick study has so many times fewer epochs
 WEIGHTS = tuple(f"distill.{w}" for w in ("ce_weight", "kl_weight", "repr_weight", "temperature"))
 TEACHERS = {"cnn": CNN, "transformer": TRANSFORMER}  # by flag, the variants that they are for
-TAKEN = ("seed", "name", "resume", "extend", "cache.", "train.keep_best")  # what the study sets
+TAKEN = (
+    "seed",
+    "name",
+    "resume",
+    "extend",
+    "slim",
+    "cache.",
+    "train.keep_best",
+)  # the study sets them
+OF_TEACHERS = ("teacher.name", "teacher.checkpoint", "teacher.recipe")
 
 
 def make_parser() -> Parser:
@@ -74,8 +83,8 @@ def run(arguments: Sequence[str]) -> None:
         )
     need_extra("report", "matplotlib", what="pictures of studies")
     shared = [Layer(flags.config, read_yaml(recipe_file(flags.config)))]
-    layers = given(flags)
-    if flags.quick and not any("train.epochs" in flatten(layer.values) for layer in layers):
+    layers = given(flags, STUDIES[flags.study])
+    if flags.quick:
         layers += quick(shared, layers)
     few = QUICK_SEEDS if flags.quick else SEEDS
     seeds = few if flags.seeds is None else read_seeds(flags.seeds)
@@ -109,8 +118,13 @@ def chosen(flags: Any, study: Study) -> Study:
     return with_teachers(study, places)
 
 
-def given(flags: Any) -> list[Layer]:
-    """A layer for every flag that was given."""
+def given(flags: Any, study: Study) -> list[Layer]:
+    """A layer for every flag that was given.
+
+    Raises:
+        UserError: one that the study sets itself.
+    """
+    own_teachers = any("teacher.name" in variant.settings for variant in study.variants)
     layers = [
         Layer(f"--{name}", nested(field, value))
         for name, (field, _) in FLAGS.items()
@@ -121,20 +135,30 @@ def given(flags: Any) -> list[Layer]:
         for key in flatten(values):
             if key.startswith(TAKEN) or (key.startswith("distill.") and key not in WEIGHTS):
                 raise UserError(f"{source}: {key} has no effect, the study sets it; leave it out")
+            if own_teachers and key in OF_TEACHERS:
+                raise UserError(
+                    f"{source}: {key} has no effect in this study, whose teachers are --cnn and "
+                    "--transformer"
+                )
     return layers
 
 
 def quick(shared: Sequence[Layer], layers: Sequence[Layer]) -> list[Layer]:
-    """A quarter of the configuration's epochs, and of its warm-up."""
+    """A quarter of the configuration's epochs and of its warm-up, and a place of its own.
+
+    What is given counts more.
+    """
     from srd.config.reading import read_config
 
     config = read_config([*shared, *layers])
-    epochs = max(1, config.train.epochs // QUICKER)
-    warmup = config.optim.warmup_epochs / QUICKER
-    return [
-        Layer("--quick", nested("train.epochs", epochs)),
-        Layer("--quick", nested("optim.warmup_epochs", warmup)),
-    ]
+    there = {key for layer in layers for key in flatten(layer.values)}
+    values: dict[str, Any] = {}
+    if "output" not in there:
+        values["output"] = str(Path(config.output) / "quick")
+    if "train.epochs" not in there:
+        values["train.epochs"] = max(1, config.train.epochs // QUICKER)
+        values["optim.warmup_epochs"] = config.optim.warmup_epochs / QUICKER
+    return [Layer("--quick", nested(key, value)) for key, value in values.items()]
 
 
 def read_seeds(text: str) -> tuple[int, ...]:
@@ -180,14 +204,14 @@ def answer(
         results,
         command=shlex.join(["srd", "study", *arguments]),
         data=f"Data: {where}{few}; tested on {images} images. Student "
-        f"{as_markdown(runs.base.model.name)}, teacher {as_markdown(str(runs.base.teacher.name))}.",
+        f"{as_markdown(runs.base.model.name)}, taught by {as_markdown(runs.teachers())}.",
         made_with=provenance(),
         picture=f"{name}.png",
         search=search,
     )
     numbers = {variant.label: [asdict(run) for run in tested] for variant, tested in results}
     plot = picture(name, study, results)
-    write_text(runs.output / f"{name}.md", text)
     write_text(runs.output / f"{name}.json", json.dumps(numbers, indent=2))
     write_whole(runs.output / f"{name}.png", lambda file: file.write(plot))
+    write_text(runs.output / f"{name}.md", text)
     print(shown(f"\n{table(study, results)}\n\n{runs.output / name}.md"))

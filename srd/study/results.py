@@ -8,8 +8,8 @@ from statistics import mean, stdev
 from typing import Any
 
 from srd.printable import as_code, printable_lines
-from srd.study.runs import Tested
 from srd.study.studies import KD, Study, Variant
+from srd.study.tested import Tested
 
 SPREAD = """Mean ± sample standard deviation over seeds, and the 95 % interval of the mean
 (Student's t)."""
@@ -29,24 +29,26 @@ def half_interval(values: Sequence[float]) -> float | None:
     return float(t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
 
 
-def spread(values: Sequence[float], sign: str = "") -> str:
+def spread(values: Sequence[float], sign: str = "", places: int = 1) -> str:
     """`93.1 ± 0.4 (92.6 to 93.6)`: mean, sample standard deviation, 95 % interval of the mean.
 
     Args:
         sign: `+` for differences.
+        places: after the point.
     """
+    form = f"{sign}.{places}f"
     if (half := half_interval(values)) is None:
-        return f"{values[0]:{sign}.1f}"
+        return f"{values[0]:{form}}"
     middle = mean(values)
-    ends = f"{middle - half:{sign}.1f} to {middle + half:{sign}.1f}"
-    return f"{middle:{sign}.1f} ± {stdev(values):.1f} ({ends})"
+    ends = f"{middle - half:{form}} to {middle + half:{form}}"
+    return f"{middle:{form}} ± {stdev(values):.{places}f} ({ends})"
 
 
-COLUMNS: dict[str, tuple[str, str]] = {  # what is shown: its head, its format
-    "effective_rank": ("effective rank of P", ".1f"),
-    "correlation": ("correlation of P's inputs and outputs", ".3f"),
-    "shift_error": ("what a shift changes in the features", ".3f"),
-    "same_class": ("class kept under a shift, %", ".1f"),
+COLUMNS: dict[str, tuple[str, int]] = {  # what is shown: its head, its places after the point
+    "effective_rank": ("effective rank of P", 1),
+    "correlation": ("correlation of P's inputs and outputs", 3),
+    "shift_error": ("what a shift changes in the features", 3),
+    "same_class": ("class kept under a shift, %", 1),
 }
 
 
@@ -68,7 +70,7 @@ def table(study: Study, results: Results) -> str:
     heads = ["variant", "top-1 of the selected epoch, %", "top-1 after the last epoch, %"]
     heads += [
         f"that over {control[0].label}'s, seed by seed",
-        *(COLUMNS[name][0] for name in shown),
+        *(head for name in shown for head in heads_of(name, control)),
         "searched",
         *([f"reported by others: {study.reported}"] if study.reported else []),
         "seeds",
@@ -79,7 +81,7 @@ def table(study: Study, results: Results) -> str:
         cells += [spread([run.last for run in runs])]
         pairs = zip(runs, control[1], strict=True)
         cells += ["" if runs is control[1] else spread([a.last - b.last for a, b in pairs], "+")]
-        cells += [seen(runs, name) for name in shown]
+        cells += [cell for name in shown for cell in seen(runs, name, control[1])]
         chosen = runs[0].chosen
         cells += [f"{variant.search.key} {chosen:g}" if variant.search and chosen else ""]
         cells += [variant.reported] if study.reported else []
@@ -87,14 +89,27 @@ def table(study: Study, results: Results) -> str:
     return "\n".join(lines)
 
 
-def seen(runs: Sequence[Tested], name: str) -> str:
-    """Mean and standard deviation over seeds; nothing where a run has none."""
-    values = [getattr(run, name) for run in runs]
-    if any(value is None for value in values):
-        return ""
-    form = COLUMNS[name][1]
-    several = f" ± {stdev(values):{form}}" if len(values) > 1 else ""
-    return f"{mean(values):{form}}{several}"
+def heads_of(name: str, control: tuple[Variant, Sequence[Tested]]) -> list[str]:
+    """Of a measure's column, and of that of its differences where the control has it."""
+    differences = [f"that over {control[0].label}'s"] if has(control[1], name) else []
+    return [COLUMNS[name][0], *differences]
+
+
+def has(runs: Sequence[Tested], name: str) -> bool:
+    """Whether all have a measure."""
+    return all(getattr(run, name) is not None for run in runs)
+
+
+def seen(runs: Sequence[Tested], name: str, control: Sequence[Tested]) -> list[str]:
+    """A measure's cells (see `heads_of`); empty where a run has none."""
+    own, others = ([getattr(run, name) for run in of] for of in (runs, control))
+    places, there = COLUMNS[name][1], has(runs, name)
+    cells = [spread(own, places=places) if there else ""]
+    if has(control, name):
+        pairs = zip(own, others, strict=True)
+        compared = there and runs is not control
+        cells.append(spread([a - b for a, b in pairs], "+", places) if compared else "")
+    return cells
 
 
 def page(
@@ -119,7 +134,8 @@ def page(
     chosen = "Epochs and searched settings were" if search else "Nothing was searched; epochs were"
     same = all(variant.settings.get("cache.epochs") is None for variant, _ in results)
     about = SPREAD + PAIRED * same if len(results[0][1]) > 1 else ONE_SEED
-    seconds = sum(run.seconds for _, runs in results for run in runs)
+    reported = [run for _, runs in results for run in runs]
+    made_by = sorted({run.commit for run in reported if run.commit}) or [made_with["git_commit"]]
     return f"""# {name}
 
 {study.question} ({study.source})
@@ -137,8 +153,15 @@ looked at once for each run.
 Made by
 
 {as_code(command, "bash")}
-in {seconds:.0f} s of training (reported runs alone), with {versions}, commit {made_with["git_commit"]}.
+in {seconds(reported):.0f} s of training (reported runs alone), with {versions};
+trained by commit {", ".join(map(str, made_by))}.
 """
+
+
+def seconds(reported: Sequence[Tested]) -> float:
+    """Of training; a run that two variants share counts once."""
+    runs = {(run.seed, run.last, *run.history.get("acc1", ())): run.seconds for run in reported}
+    return sum(runs.values())
 
 
 def picture(name: str, study: Study, results: Results) -> bytes:

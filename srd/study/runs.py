@@ -9,69 +9,38 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import asdict, dataclass, field, replace
-from io import StringIO
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-
-from pydantic.dataclasses import dataclass as checked
 
 from srd.config.checks import idle_weights
 from srd.config.effects import configure
 from srd.config.fields import NOT_RECIPE, Config, Distill
-from srd.config.layers import Layer, build, differences, flatten, nested, read_yaml, to_mapping
+from srd.config.layers import Layer, differences, flatten, nested, read_yaml, to_mapping
 from srd.errors import UserError
-from srd.evaluation.of_checkpoint import evaluate_checkpoint
 from srd.evaluation.shifts import ShiftError, shift_error_of
 from srd.files.checkpoint import write_text
-from srd.files.limits import LIMITS
-from srd.files.opened import Refused, read_small
 from srd.method.losses import LOSSES
+from srd.models.outputs import width
+from srd.models.students import open_student
+from srd.models.teacher import full_teacher_name, known_sha256
 from srd.run.folder import RunFolder
 from srd.run.log import read_metrics
-from srd.strict import STRICT
-from srd.study.studies import SEARCH_SEED, SHARED, Study, Variant, as_published
-from srd.training.teaching import look_for_teacher
+from srd.study.studies import (
+    SEARCH_SEED,
+    SHARED,
+    WITHOUT_PROJECTOR,
+    Study,
+    Variant,
+    as_published,
+)
+from srd.study.tested import TESTED, Tested, history, measured, read_tested
+from srd.training.teaching import look_for_teacher, with_known_teacher
 from srd.training.train import train_one_of_several
 
 SELECT_FRACTION = 0.2  # where the configuration holds nothing out itself
-SEEN = ("epoch", "acc1", "effective_rank", "correlation", "agreement")
-TESTED = "tested.json"  # in a run's folder: its accuracies on the reported images
-
-
-@checked(config=STRICT, frozen=True, kw_only=True)
-class Tested:
-    """One run. Accuracies are top-1 in percent.
-
-    Args:
-        selected, last: on the reported images, of the epoch that was best on the held-out ones,
-            and after the last.
-        held_out: of that best epoch, on the held-out images.
-        best_epoch: from 0.
-        effective_rank: of the projector after the last epoch; None without one.
-        chosen: the value of the searched setting; None where nothing was searched.
-        correlation: of the projector's inputs and outputs in the last training batch.
-        singular_values: of the projector after the last epoch, the largest first.
-        shift_error: `srd.evaluation.shifts.ShiftError.features` after the last epoch.
-        same_class: of 100 shifted images, how many keep their class.
-        history: `epoch` of each evaluation, and what was seen there.
-    """
-
-    seed: int
-    selected: float
-    last: float
-    held_out: float
-    best_epoch: int
-    effective_rank: float | None
-    chosen: float | None
-    seconds: float
-    images: int
-    correlation: float | None = None
-    singular_values: list[float] = field(default_factory=list)
-    shift_error: float | None = None
-    same_class: float | None = None
-    history: dict[str, list[float]] = field(default_factory=dict)
+# Memory chooses the second. All evaluate alike: the best epoch is one of those.
+MAY_DIFFER = tuple({*NOT_RECIPE, "train.micro_batch"} - {"train.evaluate_every"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +69,36 @@ class Runs:
         self.name = study.runs_of or name
         self.study, self.shared, self.budget = study, shared, budget
         self.base = self.configured({}, self.name)
+        self.hashes: dict[str, str | None] = {}  # of teachers' files
         self.output = Path(self.base.output).expanduser() / name
 
     def variants(self) -> list[Variant]:
-        """Those whose views would come again within the run, and all others."""
-        epochs = self.base.train.epochs
-        return [v for v in self.study.variants if (v.settings.get("cache.epochs") or 0) < epochs]
+        """Those that say something here: views come again within the run, no projector is needed."""
+        epochs, without = self.base.train.epochs, WITHOUT_PROJECTOR.settings
+        return [
+            v
+            for v in self.study.variants
+            if (v.settings.get("cache.epochs") or 0) < epochs
+            and (v.settings != without or self.widths_agree())
+        ]
+
+    def widths_agree(self) -> bool:
+        """Whether student and teacher have features of the same width."""
+        size, teacher = self.base.model.image_size, self.base.teacher
+        pairs = (
+            (self.base.model.name, size, "student"),
+            (full_teacher_name(teacher.name), teacher.image_size or size, "teacher"),
+        )
+        networks = (
+            (open_student(name, num_classes=2, image_size=side, reads_features=True), side, role)
+            for name, side, role in pairs
+        )
+        return len({width(n, "features", image_size=side, role=r) for n, side, r in networks}) == 1
+
+    def teachers(self) -> str:
+        """Names of all who teach."""
+        own, taught = str(self.base.teacher.name), (v for v in self.variants() if v.is_taught)
+        return " and ".join(dict.fromkeys(v.settings.get("teacher.name", own) for v in taught))
 
     def configured(self, settings: Mapping[str, Any], name: str, seed: int = 0) -> Config:
         """The configuration of a run; weights that its loss does not read are left out."""
@@ -177,13 +170,26 @@ class Runs:
         config = self.configured(settings, name, seed)
         folder = RunFolder(config.output, config.name)
         if folder.config.is_file():
-            own = (*NOT_RECIPE, "train.micro_batch")  # a run may choose it by the memory there
-            if changed := differences(read_yaml(folder.config), to_mapping(config), own):
+            changed = differences(read_yaml(folder.config), to_mapping(config), MAY_DIFFER)
+            if not changed and variant.is_taught:
+                changed = self.other_teacher(config, folder)
+            if changed:
                 raise UserError(
                     f"{folder.path} was trained with other settings ({changed[0]}): choose another "
                     "--output, or remove it"
                 )
         return config, folder
+
+    def other_teacher(self, config: Config, folder: RunFolder) -> list[str]:
+        """The teacher's file, where it is another than the finished run in `folder` had."""
+        teacher = with_known_teacher(config).teacher
+        place = str(teacher.checkpoint)
+        if place not in self.hashes:
+            self.hashes[place] = known_sha256(teacher)
+        had, has = (folder.finished() or {}).get("teacher_sha256"), self.hashes[place]
+        if not had or not has or had == has:
+            return []
+        return [f"the teacher's SHA-256: {had[:8]} -> {has[:8]}"]
 
     def place(self, variant: Variant, factor: float) -> str:
         """Where a variant's runs are: some are every study's, unless it measures more than others."""
@@ -229,12 +235,13 @@ class Runs:
         What was chosen is not the run's: one with the factor 1 is also that of a variant without a search.
         """
         config, folder = self.trained(variant, factor, seed)
+        result = folder.finished() or {}
+        commit = result.get("git_commit")
         path, key = folder.path / TESTED, variant.search.key if variant.search else None
         chosen = self.searched_value(key, factor) if key and self.budget.search else None
         if path.is_file():
-            return replace(read_tested(path), chosen=chosen)
+            return replace(read_tested(path), chosen=chosen, commit=commit)
         reported = replace(config, data=replace(config.data, select_fraction=None))
-        result = folder.finished() or {}
         last = selected = measured(reported, folder.last)
         rows = read_metrics(folder.metrics, "eval")
         if rows[-1]["epoch"] != result["best_epoch"]:
@@ -256,33 +263,13 @@ class Runs:
             shift_error=shifts.features,
             same_class=shifts.same_class,
             history=history(rows),
+            commit=commit,
         )
         write_text(path, json.dumps(asdict(tested), indent=2) + "\n")
         return tested
-
-
-def measured(config: Config, file: Path) -> Any:
-    """The accuracy of a checkpoint, without a word."""
-    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-        return evaluate_checkpoint(config, str(file))
-
-
-def read_tested(path: Path) -> Tested:
-    try:
-        values = json.loads(read_small(path, LIMITS.description_bytes))
-        return build(Tested, [Layer(str(path), values)])
-    except (OSError, ValueError, RecursionError, Refused, UserError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} is damaged ({reason}): remove it, and it is made again") from None
 
 
 def folder_name(label: str, factor: float) -> str:
     """`layer`, or `layer_x4` where a searched setting is another than the configuration's."""
     plain = re.sub(r"[^a-z0-9]+", "_", label.partition(" (")[0].lower()).strip("_")
     return plain if factor == 1 else f"{plain}_x{factor:g}"
-
-
-def history(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """What every evaluation saw, each as a list over them."""
-    names = [name for name in SEEN if all(name in row for row in rows)]
-    return {name: [float(row[name]) for row in rows] for name in names}

@@ -184,10 +184,12 @@ RIVALS = {
     "kd_ls": "76.6",
     "ickd": "75.5",
 }
+WITHOUT_PROJECTOR = exchanged("none", projector="none")  # where the widths agree
 PROJECTORS = (
     student_alone(),
     logits_alone(),
     logits_searched(),
+    WITHOUT_PROJECTOR,
     exchanged("frozen (first release)", projector="frozen"),
     exchanged("orthonormal", projector="orthonormal"),
     paper("linear"),
@@ -257,7 +259,10 @@ STUDIES: dict[str, Study] = {
     "views": Study(
         question="How many views of an image does a student need, if a cache keeps the teacher's words?",
         source="not of the paper: the price of `cache.epochs`",
-        variants=(student_alone(), *(views(count) for count in (1, 3, 10, 30, None))),
+        variants=(
+            replace(student_alone(), search=None),  # as nothing is searched for the others
+            *(views(count) for count in (1, 3, 10, 30, None)),
+        ),
     ),
     "rivals": Study(
         question="How does the paper's loss stand beside others, with equal budgets and searches?",

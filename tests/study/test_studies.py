@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
+import torch
 
 from srd.commands import study as command
 from srd.config.fields import Config
 from srd.config.layers import Layer, read_yaml
 from srd.errors import UserError
 from srd.run.folder import RunFolder
-from srd.study.results import half_interval, spread, table
-from srd.study.runs import Budget, Runs, Tested, read_tested
-from srd.study.runs import measured as of_checkpoint
+from srd.study.results import half_interval, page, spread, table
+from srd.study.runs import Budget, Runs
 from srd.study.studies import (
     CNN,
     STUDIES,
@@ -28,7 +29,10 @@ from srd.study.studies import (
     views,
     with_teachers,
 )
+from srd.study.tested import Tested, read_tested
+from srd.study.tested import measured as of_checkpoint
 from srd.training.teaching import teacher_recipe
+from tests.conftest import TEACHER
 
 SMALL = Study(
     question="Does it run?",
@@ -54,7 +58,7 @@ def test_every_variant_is_a_configuration(name: str, recipe: Path, tmp_path: Pat
     labels = [variant.label for variant in variants]
     assert len(set(labels)) == len(labels) and "alone" in labels
     searches = [variant.search for variant in variants if variant.search is not None]
-    assert {len(search.factors) for search in searches} == {3}
+    assert {len(search.factors) for search in searches} == (set() if name == "views" else {3})
     assert name == "views" or {v.label for v in variants if v.search is None} <= {"kd"}
 
 
@@ -115,6 +119,15 @@ def test_a_study_from_the_command_to_its_page(
         UserError, match=r"alone_seed0 was trained with other settings \(train\.epochs"
     ):
         command.run([*arguments[:-2], "--epochs=2", "--warmup-epochs=0"])
+    with pytest.raises(UserError, match=r"other settings \(train\.evaluate_every"):
+        command.run([*arguments, "--set=train.evaluate_every=2"])
+    other = tmp_path / "other.pth"
+    torch.manual_seed(1)
+    torch.save({"model": timm.create_model(TEACHER, num_classes=10).state_dict()}, other)
+    with pytest.raises(
+        UserError, match=r"paper_seed0 .* \(the teacher's SHA-256: \w{8} -> \w{8}\)"
+    ):
+        command.run([*arguments, f"--teacher-checkpoint={other}"])
 
 
 @pytest.mark.slow
@@ -157,6 +170,8 @@ def test_a_setting_is_searched_on_what_is_held_out(
         (["alpha", "--set=cache.path=x"], "cache.path has no effect, the study sets it"),
         (["alpha", "--set=seed=3"], "seed has no effect, the study sets it"),
         (["alpha", "--set=train.keep_best=false"], "train.keep_best has no effect"),
+        (["alpha", "--set=slim=true"], "slim has no effect"),
+        (["equivariance", "--teacher=resnet18"], "--teacher: teacher.name has no effect in this"),
         (["alpha", "--seeds=0,1000"], "1000 is the search's own"),
         (["list", "--quick"], "takes nothing else"),
         (["equivariance", "--cnn=resnet10t=not/there"], "not/there"),
@@ -264,3 +279,48 @@ def test_teachers_of_ones_own() -> None:
     mine = next(variant.settings for variant in study.variants if variant.label == CNN)
     assert mine["teacher.name"] == "resnet10t" and mine["teacher.checkpoint"] == "runs/mine"
     assert mine["teacher.recipe"] is None
+
+
+def test_a_study_without_a_projector_is_of_equal_widths(recipe: Path, tmp_path: Path) -> None:
+    shared = [Layer(str(recipe), read_yaml(recipe)), Layer("", {"output": str(tmp_path)})]
+    labels = {}
+    for student in (TEACHER, "test_vit"):
+        layers = [*shared, Layer("", {"model": {"name": student, "image_size": 160}})]
+        runs = Runs("projector", STUDIES["projector"], layers, Budget(seeds=(0,), search=True))
+        labels[student] = [variant.label for variant in runs.variants()]
+    assert "none" in labels[TEACHER] and "none" not in labels["test_vit"]
+    assert len(labels[TEACHER]) == len(labels["test_vit"]) + 1
+    assert runs.teachers() == TEACHER
+
+
+def test_a_measure_of_all_is_compared_too() -> None:
+    study = STUDIES["equivariance"]
+    run = Tested(seed=0, selected=50, last=40, held_out=60, best_epoch=3, effective_rank=None,
+                 chosen=None, seconds=1, images=10, shift_error=0.5, same_class=90)  # fmt: skip
+    alone = [run, replace(run, seed=1, shift_error=0.6)]
+    taught = [replace(run, shift_error=0.4), replace(run, seed=1, shift_error=0.45)]
+    head, _, first, second = table(
+        study, [*zip(study.variants[:2], (alone, taught), strict=True)]
+    ).splitlines()
+    assert "what a shift changes in the features | that over alone's |" in head
+    assert "| 0.550 ± 0.071 (-0.085 to 1.185) |  |" in first
+    assert "| 0.425 ± 0.035 (0.107 to 0.743) | -0.125 ± 0.035 (-0.443 to +0.193) |" in second
+
+
+def test_shared_runs_count_once_and_commits_are_those_that_trained() -> None:
+    run = Tested(seed=0, selected=50, last=40, held_out=60, best_epoch=3, effective_rank=None,
+                 chosen=None, seconds=100, images=10, commit="abc")  # fmt: skip
+    kd, searched = logits_alone(), SMALL.variants[1]
+    results = [(kd, [run]), (searched, [replace(run, chosen=1.0)])]
+    about = {"versions": {"torch": "2"}, "git_commit": "of the page"}
+    text = page(
+        "name", SMALL, results, command="srd", data="", made_with=about, picture="", search=True
+    )
+    assert "in 100 s of training" in text and "commit abc." in text
+
+
+def test_a_quick_study_has_a_place_of_its_own(recipe: Path) -> None:
+    shared, own = [Layer(str(recipe), read_yaml(recipe))], [Layer("", {"output": "mine"})]
+    (output, epochs, warmup) = (layer.values for layer in command.quick(shared, []))
+    assert output == {"output": "runs/quick"} and epochs == {"train": {"epochs": 1}}
+    assert [layer.values for layer in command.quick(shared, own)] == [epochs, warmup]
