@@ -212,13 +212,15 @@ class Runs:
     def cached(self, variant: Variant, seed: int) -> dict[str, Any]:
         """Settings that let all variants of a seed share what the teacher says, to the bit.
 
-        One cache for each seed, teacher, repetition of views, and thing that losses read.
+        One cache for each seed, teacher (variants may name two files by one name), repetition of views, and
+        thing that losses read.
         """
         if not variant.is_taught:
             return {}
         settings = {**flatten(to_mapping(self.base)), **variant.settings}
         reads = LOSSES[settings["distill.loss"]["name"]].reads
-        parts = [settings["teacher.name"], f"seed{seed}"]
+        own = [folder_name(variant.label, 1)] if "teacher.name" in variant.settings else []
+        parts = [*own, settings["teacher.name"], f"seed{seed}"]
         parts += [reads] if reads in ("tokens", "maps") else []
         parts += [f"of{count}"] if (count := settings.get("cache.epochs")) else []
         place = Path(settings["output"]) / "teacher_caches" / "_".join(map(str, parts))

@@ -21,6 +21,7 @@ from srd.study.runs import Budget, Runs
 from srd.study.studies import (
     CNN,
     STUDIES,
+    TRANSFORMER,
     Study,
     as_published,
     logits_alone,
@@ -279,6 +280,14 @@ def test_teachers_of_ones_own() -> None:
     mine = next(variant.settings for variant in study.variants if variant.label == CNN)
     assert mine["teacher.name"] == "resnet10t" and mine["teacher.checkpoint"] == "runs/mine"
     assert mine["teacher.recipe"] is None
+
+
+def test_two_teachers_of_one_name_have_caches_of_their_own(recipe: Path, tmp_path: Path) -> None:
+    places = {CNN: ("resnet10t", "runs/a"), TRANSFORMER: ("resnet10t", "runs/b")}
+    study = with_teachers(STUDIES["equivariance"], places)
+    shared = [Layer(str(recipe), read_yaml(recipe)), Layer("", {"output": str(tmp_path)})]
+    runs = Runs("equivariance", study, shared, Budget(seeds=(0,), search=True))
+    assert len({runs.planned(v, 1.0, 0)[0].cache.path for v in study.variants[1:]}) == 2
 
 
 def test_a_study_without_a_projector_is_of_equal_widths(recipe: Path, tmp_path: Path) -> None:
