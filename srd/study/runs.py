@@ -212,7 +212,7 @@ class Runs:
     def cached(self, variant: Variant, seed: int) -> dict[str, Any]:
         """Settings that let all variants of a seed share what the teacher says, to the bit.
 
-        One cache for each seed, teacher (variants may name two files by one name), repetition of views, and
+        One cache for each seed, teacher (two may have one name), repetition of views, and
         thing that losses read.
         """
         if not variant.is_taught:
