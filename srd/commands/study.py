@@ -30,15 +30,8 @@ MOST_SEEDS = 100
 QUICKER = 4  # a quick study has so many times fewer epochs
 WEIGHTS = tuple(f"distill.{w}" for w in ("ce_weight", "kl_weight", "repr_weight", "temperature"))
 TEACHERS = {"cnn": CNN, "transformer": TRANSFORMER}  # by flag, the variants that they are for
-TAKEN = (
-    "seed",
-    "name",
-    "resume",
-    "extend",
-    "slim",
-    "cache.",
-    "train.keep_best",
-)  # the study sets them
+# What the study sets.
+TAKEN = ("seed", "name", "resume", "extend", "slim", "cache.", "train.keep_best")
 OF_TEACHERS = ("teacher.name", "teacher.checkpoint", "teacher.recipe")
 
 
@@ -152,13 +145,11 @@ def quick(shared: Sequence[Layer], layers: Sequence[Layer]) -> list[Layer]:
 
     config = read_config([*shared, *layers])
     there = {key for layer in layers for key in flatten(layer.values)}
-    values: dict[str, Any] = {}
-    if "output" not in there:
-        values["output"] = str(Path(config.output) / "quick")
+    values: dict[str, Any] = {"output": str(Path(config.output) / "quick")}
     if "train.epochs" not in there:
         values["train.epochs"] = max(1, config.train.epochs // QUICKER)
         values["optim.warmup_epochs"] = config.optim.warmup_epochs / QUICKER
-    return [Layer("--quick", nested(key, value)) for key, value in values.items()]
+    return [Layer("--quick", nested(k, value)) for k, value in values.items() if k not in there]
 
 
 def read_seeds(text: str) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from srd.evaluation.shifts import ShiftError, shift_error_of
 from srd.files.checkpoint import write_text
 from srd.method.losses import LOSSES
 from srd.models.outputs import width
-from srd.models.students import open_student
+from srd.models.students import find, open_student
 from srd.models.teacher import full_teacher_name, known_sha256
 from srd.run.folder import RunFolder
 from srd.run.log import read_metrics
@@ -79,16 +80,23 @@ class Runs:
             v
             for v in self.study.variants
             if (v.settings.get("cache.epochs") or 0) < epochs
-            and (v.settings != without or self.widths_agree())
+            and (v.settings != without or self.widths_agree)
         ]
 
+    @cached_property
     def widths_agree(self) -> bool:
-        """Whether student and teacher have features of the same width."""
+        """Whether student and teacher have features of the same width.
+
+        Raises:
+            UserError: nobody knows one of them.
+        """
         size, teacher = self.base.model.image_size, self.base.teacher
         pairs = (
             (self.base.model.name, size, "student"),
             (full_teacher_name(teacher.name), teacher.image_size or size, "teacher"),
         )
+        for name, _, role in pairs:
+            find(name, role=role)
         networks = (
             (open_student(name, num_classes=2, image_size=side, reads_features=True), side, role)
             for name, side, role in pairs

@@ -333,3 +333,7 @@ def test_a_quick_study_has_a_place_of_its_own(recipe: Path) -> None:
     (output, epochs, warmup) = (layer.values for layer in command.quick(shared, []))
     assert output == {"output": "runs/quick"} and epochs == {"train": {"epochs": 1}}
     assert [layer.values for layer in command.quick(shared, own)] == [epochs, warmup]
+    own = [Layer("", {"output": "mine", "optim": {"warmup_epochs": 0.5}})]
+    assert [layer.values for layer in command.quick(shared, own)] == [epochs], (
+        "what is given counts"
+    )
