@@ -30,9 +30,7 @@ def normalize(layer: _BatchNorm, x: Tensor) -> Tensor:
         work = x.to(torch.promote_types(torch.float32, x.dtype))
         count = work.numel() // work.shape[1] * world_size()
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
-            out, mean, variance = CpuBatchNorm.apply(
-                work, layer.weight, layer.bias, layer.eps, count
-            )
+            out, mean, variance = CpuBatchNorm.apply(work, layer.weight, layer.bias, layer.eps)
             _track(layer, mean, variance, count)
             return out.to(x.dtype)
         wide = torch.float64 if x.device.type == "cpu" else work.dtype

@@ -65,48 +65,45 @@ def test_alone_timms_and_that_of_vectors_are_the_same_bits(
 
 
 def spread(shape: tuple[int, ...], memory: str) -> Tensor:
-    """Values of `shape` in memory as the name says."""
-    x = torch.randn(shape) * 3 + 5
+    """Values of `shape` in memory as the name says, far from zero."""
+    x = torch.randn(shape, dtype=torch.float64) * 3 + 5
     if memory == "one value":
         return x.flatten()[0].expand(shape)
     return x.contiguous(memory_format=torch.channels_last) if memory == "channels last" else x
 
 
-@pytest.mark.parametrize(
-    "shape",
-    [
-        (3, 3, 300, 310),
-        (2, 5, 250, 250),
-        (9, 5, 130, 131),
-        (30, 5, 60, 60),
-        (6, 7, 2, 2),
-        (8, 5, 1, 1),
-    ],
-)
+@pytest.mark.parametrize("shape", [(3, 3, 130, 131), (9, 5, 30, 31), (6, 7, 2, 2), (8, 5, 1, 1)])
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("memory", ["contiguous", "channels last"])
 @pytest.mark.parametrize("of_gradient", ["contiguous", "channels last", "one value"])
-def test_one_function_gives_the_bits_of_its_formulas(
+@pytest.mark.parametrize("dtype, within", [(torch.float64, 1e-12), (torch.float32, 1e-4)])
+def test_one_function_gives_what_its_formulas_give(
     shape: tuple[int, ...],
     affine: bool,
     memory: str,
     of_gradient: str,
+    dtype: torch.dtype,
+    within: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    layer = GlobalBatchNorm2d(shape[1], affine=affine)
+    layer = GlobalBatchNorm2d(shape[1], affine=affine).double()
     for parameter in layer.parameters():
         nn.init.normal_(parameter)
     images, grad = spread(shape, memory), spread(shape, of_gradient)
+    grad = grad / images.numel()  # so that sums stay as small
     results = []
-    for formulas in (False, True):
+    for formulas in (False, True):  # the formulas always in double precision
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda formulas=formulas: formulas)
-        mine, x = copy.deepcopy(layer), images.clone().requires_grad_()
+        kind = torch.float64 if formulas else dtype
+        mine, x = copy.deepcopy(layer).to(kind), images.clone().to(kind).requires_grad_()
         out = mine(x)
-        out.backward(grad)
+        assert (type(out.grad_fn).__name__ == "CpuBatchNormBackward") is not formulas
+        out.backward(grad.to(kind))
         grads = [p.grad for p in mine.parameters()]
-        results.append([out.detach(), x.grad, *grads, *mine.buffers()])
-    assert type(out.grad_fn).__name__ != "CpuBatchNormBackward"
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
+        results.append([out.detach(), x.grad * images.numel(), *grads, *mine.buffers()])
+    for ours, expected in zip(*results, strict=True):
+        size = max(1.0, float(expected.abs().max()))
+        torch.testing.assert_close(ours.double(), expected.double(), rtol=0, atol=within * size)
 
 
 def test_its_gradients_are_right() -> None:
