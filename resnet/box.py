@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from torchdistill.common.module_util import get_module
 from torchdistill.core.distillation import get_distillation_box
 from torchdistill.core.training import get_training_box
@@ -22,6 +23,7 @@ from resnet.models import Models
 from resnet.recipe import Recipe
 from resnet.sections import stages
 from srd.data.views import INIT, seeded
+from srd.device import in_bfloat16
 from srd.errors import UserError, nearest
 from srd.method.loss import Loss
 
@@ -53,6 +55,8 @@ def make_box(
             box: Any = get_training_box(models.student, *arguments)
         else:
             box = get_distillation_box(models.teacher, models.student, *arguments)
+    if recipe.run.teacher_bf16:
+        _teach_in_bfloat16(box, recipe.run.amp)
     return _ready(box)
 
 
@@ -88,6 +92,28 @@ def _check_stage(section: dict[str, Any], models: Models) -> None:
     for key in ("pre_forward_process", "post_forward_process"):
         if key in section:
             raise UserError(f"train.{key}: not supported; the update is this project's own")
+
+
+def _teach_in_bfloat16(box: Any, amp: str) -> None:
+    """Let the box's teacher compute in bfloat16; what it gives is of the images' type nevertheless."""
+    if getattr(box, "teacher_model", None) is None:
+        raise UserError("run.teacher_bf16 has no effect without a teacher: leave it out")
+    if amp in ("bf16", "fp64"):
+        raise UserError(
+            f"run.teacher_bf16 does not go with run.amp {amp}: leave one of the two out"
+        )
+    ask = box.get_teacher_output
+
+    def rounded(sample_batch: Tensor, *more: Any, **named: Any) -> Any:
+        with in_bfloat16(sample_batch.device):
+            seen = ask(sample_batch, *more, **named)
+        return tree_map_only(Tensor, lambda value: _unrounded(value, sample_batch.dtype), seen)
+
+    box.get_teacher_output = rounded
+
+
+def _unrounded(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.to(dtype) if value.dtype == torch.bfloat16 else value
 
 
 def _ready(box: Any) -> Any:

@@ -135,6 +135,7 @@ def what_it_sees(
         "model": settings["models"]["teacher_model"],
         "precision": str(precision),
         **path_of(recipe.run.pixels),
+        **({"teacher_precision": "bfloat16"} if recipe.run.teacher_bf16 else {}),
     }
     plain: dict[str, Any] = json.loads(json.dumps(described, default=str))
     return plain

@@ -47,6 +47,7 @@ class Run(Saving):
 
     amp: Amp = "off"
     channels_last: bool = False
+    teacher_bf16: bool = False  # as `teacher.bf16`
     pixels: Literal["released", "fast"] = "released"  # how training pictures are made into views
     compile: bool | None = None  # None: on a GPU, the teacher of a long run
     deterministic: bool = False

@@ -29,7 +29,13 @@ from resnet.trainer import BoxSchedule, BoxTask, Items, compile_networks, to_dev
 from srd.config.fields import Plan, Saving
 from srd.data.guard import check_targets
 from srd.data.views import INIT, seeded
-from srd.device import Precision, choose_device, set_determinism
+from srd.device import (
+    NO_BFLOAT16,
+    Precision,
+    choose_device,
+    lacks_bfloat16,
+    set_determinism,
+)
 from srd.distributed import batch_norm, processes
 from srd.errors import UserError
 from srd.evaluation.accuracy import Accuracy, Measured
@@ -210,6 +216,8 @@ def announce(
         f"{teacher}{models.student_name}; {inputs.images} training images; {precision.device}, "
         f"{precision}, {processes.world_size()} process(es)"
     )
+    if recipe.run.teacher_bf16 and lacks_bfloat16(precision.device):
+        session.log.info(f"{NO_BFLOAT16}: run.teacher_bf16 makes the teacher slower")
 
 
 def make_loop(

@@ -33,6 +33,7 @@ from srd.data.undecoded import why_not_on
 from srd.data.views import SeededViews
 
 WIDTH, HEIGHT = 500, 375  # ImageNet's usual size
+FEWEST = 12  # images of a batch that a worker hands over: of two, that would be most of the work
 
 
 def measure(sizes: Sizes, device: torch.device) -> Iterator[Line]:
@@ -206,7 +207,7 @@ def plain_transform(sizes: Sizes) -> Any:
 def loaders(folder: Path, sizes: Sizes, device: torch.device) -> Line:
     """Epochs of the folder through one worker process, on the released path."""
     source, data, augment = FolderImages(folder, "train"), Data(), Augment()
-    size = min(sizes.batch_size, len(source))
+    size = min(max(sizes.batch_size, FEWEST), len(source))
     transform, finish = leave_unfinished(train_transform(augment, data, sizes.image_size))
     views = SeededViews(source, transform, 0, True)
     stack = partial(collate, finish=finish)

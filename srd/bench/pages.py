@@ -15,16 +15,14 @@ from srd.files.checkpoint import write_text
 HEAD = ("what", "ours", "reference", "ratio", "items/s", "floor", "rounds")
 
 
-def table(lines: Sequence[Line]) -> str:
-    """Markdown: medians with their spread, and ours over the reference and over the floor."""
-    rows = [HEAD, tuple("---" for _ in HEAD), *(_cells(line) for line in lines)]
-    text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    notes = dict.fromkeys(f"{line.name.split(':')[0]}: {line.note}" for line in lines if line.note)
-    return "\n".join([text, "", *(f"- {note}." for note in notes)])
+def head() -> str:
+    """The first two lines of a table in Markdown."""
+    return f"{_row(*HEAD)}\n{_row(*('---' for _ in HEAD))}"
 
 
-def _cells(line: Line) -> tuple[str, ...]:
-    return (
+def row(line: Line) -> str:
+    """Medians with their spread, and ours over the reference and over the floor."""
+    return _row(
         line.name,
         _time(line.ours),
         _time(line.reference) if line.reference else "",
@@ -33,6 +31,16 @@ def _cells(line: Line) -> tuple[str, ...]:
         f"{1e3 * line.floor:,.1f} ms ({median(line.ours) / line.floor:.2f})" if line.floor else "",
         str(len(line.ours)),
     )
+
+
+def notes(lines: Sequence[Line]) -> str:
+    """What references and floors are, for below the table."""
+    said = dict.fromkeys(f"{line.name.split(':')[0]}: {line.note}" for line in lines if line.note)
+    return "\n".join(f"- {note}." for note in said)
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _time(seconds: list[float]) -> str:

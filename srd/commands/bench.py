@@ -48,7 +48,7 @@ def run(arguments: Sequence[str]) -> None:
 
     with importing():
         from srd.bench.machine import machine, matrix_rate, memory_rate
-        from srd.bench.pages import table, write
+        from srd.bench.pages import head, notes, row, write
         from srd.bench.timing import SIZES
         from srd.device import choose_device, set_determinism
 
@@ -64,13 +64,14 @@ def run(arguments: Sequence[str]) -> None:
     print(
         f"{about['processor']}, {about['device']}, {about['threads']} thread(s): "
         f"{about['matrix_rate'] / 1e9:,.0f} GFLOP/s (float32), "
-        f"{about['memory_rate'] / 1e9:,.1f} GB/s"
+        f"{about['memory_rate'] / 1e9:,.1f} GB/s\n\n{head()}",
+        flush=True,
     )
     lines = []
     for measure in measures:
         for line in measure(sizes, device):
             lines.append(line)
-            print(f"{line.name}: {table([line]).splitlines()[2]}", flush=True)
-    print(f"\n{table(lines)}")
+            print(row(line), flush=True)
+    print(f"\n{notes(lines)}")
     if flags.json:
         write(Path(flags.json).expanduser(), lines, about)

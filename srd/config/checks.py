@@ -32,6 +32,10 @@ def check(config: Config) -> None:
             f"data.pixels: {config.data.pixels} reads three channels, and model.in_chans is "
             f"{config.model.in_chans}: take data.pixels=released"
         )
+    if config.teacher.bf16 and config.amp == "fp64":
+        raise UserError(
+            "teacher.bf16: amp fp64 computes everything in double precision: leave one out"
+        )
     check_schedule(config.optim)
     check_warmup(config.optim, config.train.epochs)
     check_unlabelled(config)

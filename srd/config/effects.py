@@ -24,7 +24,7 @@ Doing = Literal["student", "teacher", "evaluation"]
 IDLE: dict[Doing, tuple[str, ...]] = {
     "teacher": (
         "model.name", "model.freeze_backbone", "data.unlabelled", "distill.", "teacher.recipe",
-        "teacher.image_size", "teacher.mean", "teacher.std", "teacher.evaluate", "cache.",
+        "teacher.image_size", "teacher.mean", "teacher.std", "teacher.bf16", "teacher.evaluate", "cache.",
     ),
     "evaluation": (
         "preset", "compile", "deterministic", "resume", "extend", "slim", "track",
@@ -88,6 +88,7 @@ def _check_idle(config: Config, given: Sequence[Layer]) -> None:
         "optim.warmup_lr": (optim.warmup_epochs == 0, "without optim.warmup_epochs"),
         "optim.warmup_prefix": (optim.warmup_epochs == 0, "without optim.warmup_epochs"),
         "teacher.recipe": (bool(config.teacher.checkpoint), "beside teacher.checkpoint"),
+        "teacher.bf16": (config.amp == "bf16", "with amp bf16"),
     }
     for source, values in given:
         for key, value in flatten(values).items():

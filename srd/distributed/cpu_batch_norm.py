@@ -43,12 +43,13 @@ class CpuBatchNorm(torch.autograd.Function):
         kernel = torch.ops.aten.native_batch_norm_backward
         given = (grads[0].contiguous(), x, weight)
         inverse = torch.rsqrt(variance + ctx.eps)
-        if world_size() == 1:
-            saved = (None, None, mean, inverse, True)
-            grad_x, grad_weight, grad_bias = kernel(*given, *saved, ctx.eps, [True] * 3)
-        else:
-            saved = (mean, variance, None, None, False)  # as of constants: scaled gradients, and sums
-            grad_x, grad_weight, grad_bias = kernel(*given, *saved, ctx.eps, [True] * 3)
+        alone = world_size() == 1
+        # To the kernel, statistics of several are constants: it scales the gradients, and sums them.
+        saved: tuple[Any, ...] = (
+            (None, None, mean, inverse, True) if alone else (mean, variance, None, None, False)
+        )
+        grad_x, grad_weight, grad_bias = kernel(*given, *saved, ctx.eps, [True] * 3)
+        if not alone:
             of_scale, of_shift = reduce_sum(torch.stack([grad_weight, grad_bias]).double())
             share = inverse.double() / (x.numel() // x.shape[1] * world_size())
             if weight is not None:

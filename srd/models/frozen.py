@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from srd.device import in_bfloat16
 from srd.models.outputs import Output
 
 ROUNDED_BY_AUTOCAST = (nn.Conv1d, nn.Conv2d, nn.Linear)  # their weights too, at every call
@@ -31,6 +32,7 @@ class FrozenTeacher(nn.Module):
             opacity is left out, for a teacher of three.
         expected: how the teacher wants them; where it differs, images are converted.
         size: pixels of the images that it reads, to which others are resized; None: of any.
+        bf16: compute in bfloat16; what it says is of the images' type nevertheless.
     """
 
     shift: Tensor
@@ -43,10 +45,11 @@ class FrozenTeacher(nn.Module):
         given: Normalization,
         expected: Normalization,
         size: int | None = None,
+        bf16: bool = False,
     ) -> None:
         super().__init__()
         self.model = model.requires_grad_(False)
-        self.read, self.size = read, size
+        self.read, self.size, self.bf16 = read, size, bf16
         self.in_chans, self.reads = len(given.mean), len(expected.mean)
         if self.in_chans == 1:
             given = Normalization(*(tuple(values) * self.reads for values in given))
@@ -78,4 +81,7 @@ class FrozenTeacher(nn.Module):
         if self.size is not None and images.shape[-1] != self.size:
             size = (self.size, self.size)
             images = F.interpolate(images, size, mode="bicubic", antialias=True)
-        return self.read(self.model, images)
+        if not self.bf16:
+            return self.read(self.model, images)
+        with in_bfloat16(images.device):
+            return self.read(self.model, images).to(images.dtype)

@@ -44,6 +44,11 @@ class Output(NamedTuple):
         value: Tensor | None = getattr(self, what)
         return value
 
+    def to(self, dtype: torch.dtype) -> Output:
+        """All of it in another type."""
+        there = {name: value for name, value in self._asdict().items() if value is not None}
+        return self._replace(**{name: value.to(dtype) for name, value in there.items()})
+
 
 class Read(Protocol):
     """How a model is read: called with it and images (B, 3, H, W).

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from srd.config.fields import IMAGENET_MEAN, IMAGENET_STD, Data, Teacher
 from srd.config.layers import Layer, build
-from srd.device import Precision
+from srd.device import NO_BFLOAT16, Precision, lacks_bfloat16
 from srd.errors import UserError
 from srd.files.hashes import sha256
 from srd.files.limits import LIMITS
@@ -80,6 +80,9 @@ def open_teacher(
     """`load_teacher`, on its device."""
     loaded = load_teacher(teacher, num_classes=num_classes, image_size=image_size, given=given)
     loaded.model.to(precision.device, precision.dtype)
+    if teacher.bf16 and lacks_bfloat16(precision.device):
+        slow = f"{NO_BFLOAT16}: teacher.bf16 makes the teacher slower"
+        return replace(loaded, notes=(*loaded.notes, slow))
     return loaded
 
 
@@ -199,7 +202,7 @@ def _open(
         tuple(teacher.mean or recorded.mean or usual.get("mean") or other.mean),
         tuple(teacher.std or recorded.std or usual.get("std") or other.std),
     )
-    frozen = FrozenTeacher(opened.model, opened.read, given, expected)
+    frozen = FrozenTeacher(opened.model, opened.read, given, expected, bf16=teacher.bf16)
     timm_models.check_reading(
         frozen, name, num_classes=num_classes, image_size=image_size, role="teacher"
     )

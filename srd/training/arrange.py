@@ -3,6 +3,8 @@ but for the last bits of what is compiled."""
 
 from __future__ import annotations
 
+import torch
+
 from srd.compiled import compile_network, compiles_teacher
 from srd.config.fields import Config
 from srd.device import Precision
@@ -39,8 +41,9 @@ def arrange_teacher(
         UserError: compilation is asked for, and there is no compiler.
     """
     network, device = teacher.model, precision.device
-    if precision.mixed is not None:
-        network.round_weights(precision.mixed)
+    mixed = torch.bfloat16 if network.bf16 else precision.mixed
+    if mixed is not None:
+        network.round_weights(mixed)
     compiled = compiles_teacher(
         config.compile, device, deterministic=config.deterministic, batches=batches
     ) and compile_network(network, device, asked=config.compile)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from deit.student import create_student
 from srd.config.fields import Teacher
-from srd.device import Precision
+from srd.device import Precision, lacks_bfloat16
 from srd.errors import UserError
 from srd.models import timm_models
 from srd.models.frozen import FrozenTeacher, Normalization
@@ -162,6 +162,23 @@ def test_a_teacher_is_opened_in_the_precision_of_the_run(teacher_file: Path) -> 
     )
     output = teacher(torch.randn(2, 3, 32, 32, dtype=torch.float64))
     assert output.logits.dtype == output.features.dtype == torch.float64
+
+
+def test_a_teacher_alone_computes_in_bfloat16(teacher_file: Path) -> None:
+    images, cpu = torch.randn(4, 3, 32, 32), torch.device("cpu")
+    exact = load(teacher_file)(images)
+    rounded = load(teacher_file, bf16=True)
+    found = rounded(images)
+    for ours, theirs in ((found.features, exact.features), (found.logits, exact.logits)):
+        assert ours.dtype == torch.float32 and not torch.equal(ours, theirs)
+        assert (ours - theirs).norm() < 0.05 * theirs.norm()
+    rounded.model.round_weights(torch.bfloat16)
+    assert torch.equal(rounded(images).features, found.features)
+    opened = open_teacher(
+        Teacher(name="regnety_002", checkpoint=str(teacher_file), bf16=True),
+        num_classes=10, image_size=32, given=HALF, precision=Precision(cpu),
+    )  # fmt: skip
+    assert any("bfloat16" in note for note in opened.notes) is lacks_bfloat16(cpu)
 
 
 def test_the_papers_student_can_teach(tmp_path: Path) -> None:
