@@ -19,10 +19,11 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-# name: (width, heads); depth 12, MLP ratio 4, patches of 16 for all
+# name: (width, heads); MLP ratio 4 and what follows for all
 SIZES: dict[str, tuple[int, int]] = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}
 PREFIX = "srd_deit_"  # of timm's names
 PATCH = 16
+DEPTH = 12
 STEM_WIDTH = 64
 
 
@@ -108,6 +109,7 @@ class ConvStemDeiT(VisionTransformer):
             patch_size=PATCH,
             num_classes=num_classes,
             embed_dim=width,
+            depth=DEPTH,
             num_heads=heads,
             norm_layer=partial(nn.LayerNorm, eps=1e-6),
             drop_path_rate=drop_path,

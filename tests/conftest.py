@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 
 from deit import main
-from deit.student import SIZES
 from srd.data import augment
 from srd.errors import exit_code
 from srd.files.checkpoint import load_file, load_weights
 from srd.run.log import read_metrics
+from tests.narrow import narrow as narrowed
 
 ROOT = Path(__file__).resolve().parents[1]
 TEACHER = "test_byobnet"  # of timm's networks for tests: convolutional, 0.2 M parameters
@@ -88,9 +88,10 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, random_teacher: Path) -> Pa
 
 
 @pytest.fixture
-def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`tiny` is 24 wide: for tests of what happens around a student, not in it."""
-    monkeypatch.setitem(SIZES, "tiny", (24, 3))
+def narrow() -> Iterator[None]:
+    """`tiny` is small: for tests of what happens around a student, not in it."""
+    with narrowed():
+        yield
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Started by torchrun in test_processes.py: runs and evaluations on this many processes.
+"""Called in test_processes.py, or started there by torchrun: runs and evaluations on that many processes.
 
     several_processes.py <folder> <action> ...
 
@@ -18,15 +18,18 @@ from typing import Any
 import torch
 
 from deit import main as deit
-from deit.student import SIZES
 from resnet import main as resnet
 from srd.data import augment
 from srd.distributed import processes
 from srd.errors import Stopped
 from srd.evaluation import of_checkpoint as evaluation
+from tests.narrow import narrow
 
-HERE, PROCESSES = Path(__file__).parent, int(os.environ["WORLD_SIZE"])
-RANK, LIFE = int(os.environ["RANK"]), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+HERE, PROCESSES = Path(__file__).parent, int(os.environ.get("WORLD_SIZE", "1"))
+RANK, LIFE = (
+    int(os.environ.get("RANK", "0")),
+    int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
+)
 
 
 def train(folder: Path, name: str, *more: str) -> None:
@@ -120,9 +123,14 @@ def act(folder: Path, action: str) -> None:
             train_resnet(folder, name)
 
 
+def perform(folder: Path, actions: list[str]) -> None:
+    """One action after the other."""
+    with narrow(depth=12):
+        for action in actions:
+            act(folder, action)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    SIZES["tiny"] = (24, 3)
     with processes.joined(torch.device("cpu")):
-        for asked in sys.argv[2:]:
-            act(Path(sys.argv[1]), asked)
+        perform(Path(sys.argv[1]), sys.argv[2:])

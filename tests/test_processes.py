@@ -15,12 +15,13 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from deit.student import SIZES as STUDENT_SIZES
 from deit.student import create_student
 from srd.files.checkpoint import load_file, load_weights
 from srd.run.log import read_metrics
 from srd.training.averaging import RAW
+from tests.narrow import narrow
 from tests.resnet.recipes import CE, CRITERION, DATA, OURS_LOSS, TEST
+from tests.several_processes import perform
 
 ROOT = Path(__file__).resolve().parents[1]
 TERMS = ("loss", "ce", "kl", "repr", "lr")
@@ -71,8 +72,7 @@ def write_inputs(folder: Path) -> None:
     checkpoint = {"checkpoint": str(folder / "teacher.pth")}
     recipe = {**DEIT, "teacher": {**DEIT["teacher"], **checkpoint}}
     (folder / "deit.yaml").write_text(json.dumps(recipe))  # JSON is YAML
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(STUDENT_SIZES, "tiny", (24, 3))
+    with narrow(depth=12):
         torch.save(create_student("tiny", 10, 16).state_dict(), folder / "random.pth")
     if RESNETS:
         torch.save({"model": measured_resnet().state_dict()}, folder / "resnet32.pth")
@@ -117,12 +117,12 @@ LOSSES_IN_PARTS = [f"parts-{loss}" for loss in LOSSES]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes and one make, in float64; one torchrun for each number of processes."""
+    """What two processes and one make, in float64."""
     path = tmp_path_factory.mktemp("processes")
     write_inputs(path)
     both = ["deit-fp64", "step", *LOSSES_IN_PARTS[:1], "evaluate"]
     torchrun(path, 2, *both, "deit-local", "stop-2to1@12")
-    torchrun(path, 1, *both, "end-2to1")
+    perform(path, [*both, "end-2to1"])
     return path
 
 

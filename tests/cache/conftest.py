@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from deit import main
-from deit.student import SIZES
 from srd.errors import exit_code
+from tests.narrow import narrow
 
 EXACT = "--set=cache.dtype=float32"
 Train = Callable[..., Any]
@@ -33,8 +33,7 @@ def online(
 ) -> Any:
     """The run without a cache."""
     output = tmp_path_factory.mktemp("online")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, "tiny", (24, 3))
+    with narrow():
         assert exit_code(lambda: main.run(arguments(recipe, output, "run"))) == 0
     return open_run(output / "run")
 
@@ -46,8 +45,7 @@ def recorded(
     """A whole cache, exact, and the run that recorded it."""
     output = tmp_path_factory.mktemp("recorded")
     cache = output / "cache"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, "tiny", (24, 3))
+    with narrow():
         asked = arguments(recipe, output, "run", f"--teacher-cache={cache}", EXACT)
         assert exit_code(lambda: main.run(asked)) == 0
     return cache, open_run(output / "run")

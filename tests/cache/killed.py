@@ -19,15 +19,16 @@ import torch
 
 import srd.training.train  # noqa: F401  (so that forks need not)
 from deit import main
-from deit.student import SIZES
 from srd.cache import shards
 from srd.errors import exit_code
+from tests.narrow import narrow
 
 
 def start(name: str, arguments: list[str]) -> int:
     """A run in a process of its own; its number."""
     if (child := os.fork()) == 0:
-        os._exit(exit_code(lambda: main.run(["--train_student", f"--name={name}", *arguments])))
+        with narrow():
+            os._exit(exit_code(lambda: main.run(["--train_student", f"--name={name}", *arguments])))
     return child
 
 
@@ -40,7 +41,7 @@ def ended(child: int) -> bool:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    SIZES["tiny"], shards.SHARD_STEPS = (24, 3), 2
+    shards.SHARD_STEPS = 2
     kills, cache, output, *flags = sys.argv[1:]
     flags.append(f"--output={output}")
     started = time.monotonic()

@@ -14,15 +14,14 @@ from pathlib import Path
 import torch
 
 from deit import main as deit
-from deit.student import SIZES
 from srd.commands import cache
 from srd.distributed import processes
+from tests.narrow import narrow
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    SIZES["tiny"] = (24, 3)
     folder, asked = Path(sys.argv[1]), sys.argv[2:]
-    with processes.joined(torch.device("cpu")):
+    with narrow(), processes.joined(torch.device("cpu")):
         for name, flags in zip(asked[::2], map(json.loads, asked[1::2]), strict=True):
             if name == "fill":
                 cache.run(["fill", f"--config={folder / 'deit.yaml'}", *flags])

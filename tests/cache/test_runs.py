@@ -21,9 +21,9 @@ import os, sys
 import torch
 from srd.data import augment
 from deit import main
-from deit.student import SIZES
 from srd.cache import shards
 from srd.errors import exit_code
+from tests.narrow import narrow
 
 at = int(sys.argv[1])
 mix = augment.Mix.__call__
@@ -34,10 +34,10 @@ def struck(self, images, targets, step):
     return mix(self, images, targets, step)
 
 augment.Mix.__call__ = struck
-SIZES["tiny"] = (24, 3)
 shards.SHARD_STEPS = 2
 torch.set_num_threads(1)
-sys.exit(exit_code(lambda: main.run(sys.argv[2:])))
+with narrow():
+    sys.exit(exit_code(lambda: main.run(sys.argv[2:])))
 """
 
 
@@ -91,6 +91,7 @@ def test_a_cache_serves_other_losses_students_and_micro_batches(cache: Path, tra
         ("--teacher=test_resnet", "teacher.name: test_byobnet -> test_resnet"),
         ("--set=teacher.image_size=32", "teacher_image_size: None -> 32"),
         ("--amp=bf16", "precision: float32 -> bfloat16"),
+        ("--set=teacher.bf16=true", "teacher_precision: None -> bfloat16"),
         ("--set=data.pixels=fast", "pixels: released -> fast"),
         ("--set=cache.dtype=int8", "dtype: float32 -> int8"),
         ("--set=cache.top_logits=3", "top_logits: None -> 3"),

@@ -15,10 +15,10 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from deit import main
-from deit.student import SIZES
 from srd.files.checkpoint import load_file, load_weights
 from srd.training.averaging import RAW, Average, trained
-from tests.training.test_resume import NARROW, arguments
+from tests.narrow import narrow
+from tests.training.test_resume import arguments
 
 EMA = "--set=train.ema_decay=0.9"
 
@@ -29,8 +29,7 @@ def averaged(
 ) -> Any:
     """A run of two epochs with a moving average."""
     output = tmp_path_factory.mktemp("averaged")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, "tiny", NARROW)
+    with narrow():
         main.run(arguments(recipe, output, EMA))
     return open_run(output / "run")
 

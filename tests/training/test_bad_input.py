@@ -273,6 +273,8 @@ def test_a_truncated_teacher(refused: Refused, distil: Any, random_teacher: Path
         ("--device=tpu", ["device", "tpu", "'auto', 'cpu' or 'cuda'"]),
         ("--amp=fp8", ["amp", "fp8"]),
         ("--amp=fp16 --device=cpu", ["fp16", "GPU"]),
+        ("--amp=fp64 --set=teacher.bf16=true", ["teacher.bf16", "double precision"]),
+        ("--amp=bf16 --set=teacher.bf16=true", ["teacher.bf16 has no effect with amp bf16"]),
         ("--distillation=srdd", ["distill.loss", "srdd", "'srd'"]),
         ("--dataset=mnist", ["data.dataset", "mnist", "digits"]),
         ("--set=model.image_size=100", ["100x100", "16", "--image-size 96"]),

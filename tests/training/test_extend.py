@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from deit import main
-from deit.student import SIZES
 from srd.files.checkpoint import load_file
-from tests.training.test_resume import NARROW, arguments
+from tests.narrow import narrow
+from tests.training.test_resume import arguments
 
 pytestmark = pytest.mark.usefixtures("narrow")
 
@@ -28,8 +28,7 @@ def sigterm() -> None:
 def two_epochs(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Path:
     """A finished run of two epochs of six steps."""
     output = tmp_path_factory.mktemp("two_epochs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, "tiny", NARROW)
+    with narrow():
         main.run(arguments(recipe, output))
     return output / "run"
 

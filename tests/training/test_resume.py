@@ -18,12 +18,11 @@ import pytest
 import torch
 
 from deit import main
-from deit.student import SIZES
 from srd.errors import EXIT_SIGTERM
 from srd.run.log import Bar
+from tests.narrow import narrow
 
 ROOT = Path(__file__).resolve().parents[2]
-NARROW = (24, 3)
 
 # Runs the command line on a narrow student, and sends this process a signal in one of its steps.
 STRUCK = """
@@ -31,8 +30,8 @@ import os, sys
 import torch
 from srd.data import augment
 from deit import main
-from deit.student import SIZES
 from srd.errors import exit_code
+from tests.narrow import narrow
 
 at, number = int(sys.argv[1]), int(sys.argv[2])
 mix = augment.Mix.__call__
@@ -43,9 +42,9 @@ def struck(self, images, targets, step):
     return mix(self, images, targets, step)
 
 augment.Mix.__call__ = struck
-SIZES["tiny"] = (24, 3)
 torch.set_num_threads(1)
-sys.exit(exit_code(lambda: main.run(sys.argv[3:])))
+with narrow():
+    sys.exit(exit_code(lambda: main.run(sys.argv[3:])))
 """
 
 
@@ -65,8 +64,7 @@ def undisturbed(
     tmp_path_factory: pytest.TempPathFactory, recipe: Path, open_run: Callable[[Path], Any]
 ) -> Any:
     output = tmp_path_factory.mktemp("undisturbed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, "tiny", NARROW)
+    with narrow():
         main.run(arguments(recipe, output))
     return open_run(output / "run")
 

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from deit import main
-from deit.student import SIZES
 from srd.config.fields import Teacher
 from srd.files.checkpoint import load_weights
 from srd.models.frozen import Normalization
 from srd.models.teacher import load_teacher
 from srd.run.folder import RunFolder
-from tests.training.test_resume import NARROW, arguments
+from tests.narrow import narrow
+from tests.training.test_resume import arguments
 
 LEFT = {"config.yaml", "log.txt", "metrics.jsonl", "predictions.json", "result.json",
         "student.safetensors", "tensorboard"}  # fmt: skip
@@ -31,8 +31,7 @@ def slim(
     tmp_path_factory: pytest.TempPathFactory, recipe: Path, open_run: Callable[[Path], Any]
 ) -> Any:
     output = tmp_path_factory.mktemp("slim")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, "tiny", NARROW)
+    with narrow():
         main.run(arguments(recipe, output, "--epochs=1", "--slim"))
     return open_run(output / "run")
 

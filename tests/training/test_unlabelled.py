@@ -14,12 +14,11 @@ import timm
 import torch
 
 from deit import main
-from deit.student import SIZES
 from srd.commands import cache, export, predict
 from srd.errors import UserError
 from srd.files.checkpoint import load_file, load_weights
 from tests.conftest import TEACHER
-from tests.training.test_resume import NARROW
+from tests.narrow import narrow
 
 pytestmark = pytest.mark.usefixtures("narrow")
 SHORT = ("--epochs=2", "--batch-size=8", "--workers=0", "--image-size=32", "--lr=0.01",
@@ -53,8 +52,7 @@ def backbone(
 ) -> Any:
     """A run that learned features alone."""
     output = tmp_path_factory.mktemp("backbone")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, "tiny", NARROW)
+    with narrow():
         main.run(command(pictures, output, headless))
     return open_run(output / "run")
 
