@@ -16,6 +16,7 @@ from resnet.recipe import Recipe, read_recipe
 from resnet.sections import check_sections
 from resnet.train import prepare
 from resnet.trainer import BoxTask, compile_networks, to_device
+from srd.bench.machine import matrix_rate, operations
 from srd.bench.step import LONG, Step, fresh, one_behind, random_batch, repeated
 from srd.bench.timing import Line, Sizes, in_turn
 from srd.data.loader import Batch
@@ -82,6 +83,7 @@ def measure(sizes: Sizes, device: torch.device) -> Iterator[Line]:
             for kind, compiled in kinds.items()
         }
         calls["reference"] = their_step(_plain_box(Path(name), sizes, device), batch, device)
+        floor = _floor(_models(_recipe(Path(name), sizes, {}), torch.device("cpu")), sizes, device)
     rounds = {name: repeated(call, sizes.round_steps) for name, call in calls.items()}
     times = in_turn(rounds, seconds=sizes.seconds, device=device)
     reference = times.pop("reference")
@@ -90,9 +92,22 @@ def measure(sizes: Sizes, device: torch.device) -> Iterator[Line]:
             name=f"resnet: {sizes.resnets[1]} taught by {sizes.resnets[0]}{kind}",
             ours=ours,
             reference=reference,
+            floor=floor,
             items=sizes.round_steps * sizes.batch_size,
-            note="reference: torchdistill's own box in float32; compiled: the student too",
+            note="reference: torchdistill's own box in float32; floor: its operations at the matrix "
+            "rate; compiled: the student too",
         )
+
+
+def _floor(models: Models, sizes: Sizes, device: torch.device) -> float:
+    """Seconds of a round at the rate of one large product of matrices."""
+    small = torch.zeros(2, 3, sizes.image_size, sizes.image_size)
+    assert models.teacher is not None
+    count = operations(models.student, small, training=True)
+    count += operations(models.teacher, small, training=False)
+    precision = Precision.choose("auto", device)
+    rate = matrix_rate(device, precision.mixed or precision.dtype)
+    return count / 2 * sizes.round_steps * sizes.batch_size / rate
 
 
 def our_step(task: BoxTask, precision: Precision, batch: Batch) -> Step:

@@ -26,6 +26,7 @@ from srd.data.views import INIT, seeded
 from srd.device import in_bfloat16
 from srd.errors import UserError, nearest
 from srd.method.loss import Loss
+from srd.models.frozen import round_weights
 
 
 def make_box(
@@ -94,8 +95,20 @@ def _check_stage(section: dict[str, Any], models: Models) -> None:
             raise UserError(f"train.{key}: not supported; the update is this project's own")
 
 
+def compute_in_bfloat16(teacher: nn.Module) -> None:
+    """Let a frozen teacher compute in bfloat16; what it says is of the images' type nevertheless."""
+    round_weights(teacher, torch.bfloat16)
+    forward = teacher.forward
+
+    def rounded(images: Tensor, *more: Any, **named: Any) -> Any:
+        with in_bfloat16(images.device):
+            return _unrounded(forward(images, *more, **named), images.dtype)
+
+    teacher.forward = rounded
+
+
 def _teach_in_bfloat16(box: Any, amp: str) -> None:
-    """Let the box's teacher compute in bfloat16; what it gives is of the images' type nevertheless."""
+    """Give what hooks see in a teacher that computes in bfloat16 the images' type, too."""
     if getattr(box, "teacher_model", None) is None:
         raise UserError("run.teacher_bf16 has no effect without a teacher: leave it out")
     if amp in ("bf16", "fp64"):
@@ -104,16 +117,21 @@ def _teach_in_bfloat16(box: Any, amp: str) -> None:
         )
     ask = box.get_teacher_output
 
-    def rounded(sample_batch: Tensor, *more: Any, **named: Any) -> Any:
-        with in_bfloat16(sample_batch.device):
-            seen = ask(sample_batch, *more, **named)
-        return tree_map_only(Tensor, lambda value: _unrounded(value, sample_batch.dtype), seen)
+    def unrounded(sample_batch: Tensor, *more: Any, **named: Any) -> Any:
+        if box.teacher_updatable:
+            raise UserError("run.teacher_bf16: this teacher is trained: set requires_grad: false")
+        return _unrounded(ask(sample_batch, *more, **named), sample_batch.dtype)
 
-    box.get_teacher_output = rounded
+    box.get_teacher_output = unrounded
 
 
-def _unrounded(value: Tensor, dtype: torch.dtype) -> Tensor:
-    return value.to(dtype) if value.dtype == torch.bfloat16 else value
+def _unrounded(seen: Any, dtype: torch.dtype) -> Any:
+    """`seen` with its tensors of bfloat16 in another type."""
+
+    def convert(value: Tensor) -> Tensor:
+        return value.to(dtype) if value.dtype == torch.bfloat16 else value
+
+    return tree_map_only(Tensor, convert, seen)
 
 
 def _ready(box: Any) -> Any:

@@ -104,6 +104,8 @@ def prepare(models: Models, recipe: Recipe, precision: Precision) -> None:
             model.to(precision.dtype)
             if recipe.run.channels_last:
                 model.to(memory_format=torch.channels_last)
+    if recipe.run.teacher_bf16 and models.teacher is not None:
+        boxes.compute_in_bfloat16(models.teacher)
 
 
 def train(
@@ -216,8 +218,9 @@ def announce(
         f"{teacher}{models.student_name}; {inputs.images} training images; {precision.device}, "
         f"{precision}, {processes.world_size()} process(es)"
     )
-    if recipe.run.teacher_bf16 and lacks_bfloat16(precision.device):
-        session.log.info(f"{NO_BFLOAT16}: run.teacher_bf16 makes the teacher slower")
+    if recipe.run.teacher_bf16:
+        slow = f": {NO_BFLOAT16}, so it is slower" if lacks_bfloat16(precision.device) else ""
+        session.log.info(f"the teacher computes in bfloat16{slow}")
 
 
 def make_loop(

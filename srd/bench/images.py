@@ -33,7 +33,7 @@ from srd.data.undecoded import why_not_on
 from srd.data.views import SeededViews
 
 WIDTH, HEIGHT = 500, 375  # ImageNet's usual size
-FEWEST = 12  # images of a batch that a worker hands over: of two, that would be most of the work
+FEWEST = 8  # images of a batch that a worker hands over: of two, that would be most of the work
 
 
 def measure(sizes: Sizes, device: torch.device) -> Iterator[Line]:

@@ -77,7 +77,7 @@ def operations(model: nn.Module, images: torch.Tensor, *, training: bool) -> int
     with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(training):
         output = model(images)
         if training:
-            output.logits.sum().backward()
+            getattr(output, "logits", output).sum().backward()
     model.train(was_training)
     model.zero_grad(set_to_none=True)
     return counter.get_total_flops()

@@ -18,7 +18,7 @@ from srd.config.layers import Layer
 from srd.config.reading import read_config
 from srd.data.augment import Mix
 from srd.data.loader import Batch, to_device
-from srd.device import Precision, Readback
+from srd.device import Precision, Readback, lacks_bfloat16
 from srd.method.losses import NoSettings
 from srd.models import timm_models
 from srd.models.frozen import FrozenTeacher, Normalization
@@ -43,10 +43,15 @@ def measure(sizes: Sizes, device: torch.device) -> Iterator[Line]:
     kinds = {"": config}
     if device.type == "cuda":
         kinds[", compiled"] = replace(config, compile=True)
+    elif not lacks_bfloat16(device):
+        bf16 = replace(config.teacher, bf16=True)
+        kinds[", the teacher in bfloat16"] = replace(config, teacher=bf16)
     for alone in (False, True):
         calls: dict[str, Step] = {}
         for kind, own in kinds.items():
-            teacher = None if alone else random_teacher(sizes, precision)
+            if alone and own.teacher.bf16:
+                continue
+            teacher = None if alone else random_teacher(sizes, precision, bf16=own.teacher.bf16)
             calls[kind] = our_step(own, teacher, precision, batch)
         plain = None if alone else random_teacher(sizes, Precision(device))
         calls["reference"] = released_step(sizes, plain, device, batch)
@@ -109,12 +114,12 @@ def fresh(batch: Batch) -> Batch:
     return batch if batch.images.is_pinned() else batch._replace(images=batch.images.clone())
 
 
-def random_teacher(sizes: Sizes, precision: Precision) -> LoadedTeacher:
+def random_teacher(sizes: Sizes, precision: Precision, *, bf16: bool = False) -> LoadedTeacher:
     """A teacher with random weights."""
     torch.manual_seed(0)
     usual = Normalization((0.5,) * 3, (0.5,) * 3)
     network = timm.create_model(sizes.teacher, num_classes=CLASSES)
-    frozen = FrozenTeacher(network, timm_models.read, usual, usual)
+    frozen = FrozenTeacher(network, timm_models.read, usual, usual, bf16=bf16)
     frozen.to(precision.device, precision.dtype)
     return LoadedTeacher(frozen, sizes.teacher, "random", None)
 

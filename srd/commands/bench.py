@@ -6,7 +6,11 @@ ours to the reference, and the floor that the machine sets.
 
 from __future__ import annotations
 
+import errno
+import os
+import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from srd.cli import Parser, parse_strictly
@@ -27,6 +31,10 @@ def make_parser() -> Parser:
     size.add_argument("--gpu", action="store_true", help="what a GPU can show, in eight minutes")
     size.add_argument("--tiny", action="store_true", help="whether it works: the numbers are none")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="images of a step, in its place"
+    )
+    parser.add_argument("--seconds", type=float, metavar="S", help="of each comparison, likewise")
     parser.add_argument("--json", metavar="FILE", help="write all rounds there")
     return parser
 
@@ -45,6 +53,12 @@ def run(arguments: Sequence[str]) -> None:
             raise UserError(f"unknown benchmark {name}{hint}: one of {', '.join(known)}")
     if flags.device not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device {flags.device}: one of auto, cpu, cuda")
+    if flags.gpu and flags.device == "cpu":
+        raise UserError("--gpu and --device cpu: leave one of the two out")
+    for name, given in (("--batch-size", flags.batch_size), ("--seconds", flags.seconds)):
+        if given is not None and not 0 < given < 1e6:
+            raise UserError(f"{name} {given}: a number above 0, and below a million")
+    json = _writable(flags.json) if flags.json is not None else None
 
     with importing():
         from srd.bench.machine import machine, matrix_rate, memory_rate
@@ -58,7 +72,9 @@ def run(arguments: Sequence[str]) -> None:
     device = choose_device("cuda" if flags.gpu and flags.device == "auto" else flags.device)
     set_determinism(False)  # as in a run
     chosen = [name for name in ("quick", "gpu", "tiny") if getattr(flags, name)]
-    sizes = SIZES[chosen[0] if chosen else "full"]
+    given = {"batch_size": flags.batch_size, "seconds": flags.seconds}
+    own = {name: value for name, value in given.items() if value is not None}
+    sizes = replace(SIZES[chosen[0] if chosen else "full"], **own)
     about = machine(device)
     about["matrix_rate"], about["memory_rate"] = matrix_rate(device), memory_rate(device)
     print(
@@ -73,5 +89,18 @@ def run(arguments: Sequence[str]) -> None:
             lines.append(line)
             print(row(line), flush=True)
     print(f"\n{notes(lines)}")
-    if flags.json:
-        write(Path(flags.json).expanduser(), lines, about)
+    if json is not None:
+        write(json, lines, about)
+
+
+def _writable(where: str) -> Path:
+    """A file's path, where one can be made: not after minutes of measuring."""
+    path = Path(where).expanduser()
+    try:
+        if not where or path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise UserError(f"--json {where}: cannot write there ({error.strerror})") from error
+    return path

@@ -139,6 +139,8 @@ def resized(
         mode: of `RESIZES`.
     """
     top, left, height, width = box
+    if height == 0 or width == 0:  # of a picture of a few pixels: Pillow enlarges nothing to black
+        return np.zeros((*size, 3), dtype=np.uint8)
     if scale > 1:  # torch cuts between no pixels
         image = Image.fromarray(np.ascontiguousarray(pixels))
         right, bottom = ((left + width) / scale, (top + height) / scale)

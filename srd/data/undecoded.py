@@ -102,6 +102,8 @@ class CropLater(Crop):
         if not isinstance(picture, Encoded) or not _is_whole(picture):
             return super().__call__(picture)
         box, mode = self.draw(*decoded(picture.size))
+        if 0 in box[2:]:
+            return resized(np.empty((0, 0, 3), np.uint8), box, 1, self.size, mode)
         data = torch.frombuffer(bytearray(picture.data), dtype=torch.uint8)
         return Undecoded(data, Cut(picture.name or "a training picture", box, self.size, mode))
 

@@ -18,19 +18,22 @@ from srd.errors import UserError
 def normalize(layer: _BatchNorm, x: Tensor) -> Tensor:
     """What `layer` computes in training, with the statistics of the global batch.
 
-    On the CPU it sums in float64: as long as the weights are the same, any number of processes
-    computes the same bits, and no rounding puts a value on the other side of a ReLU. GPUs have the
-    kernels of `nn.SyncBatchNorm`, which send one message each way. The formulas serve compilers.
+    On the CPU the statistics of maps are put together in float64: as long as the weights are the same,
+    any number of processes computes the same bits, and no rounding puts a value on the other side of a
+    ReLU. GPUs have the kernels of `nn.SyncBatchNorm`. Both send one message each way. The formulas serve
+    compilers.
 
     Shapes: (B, C) or (B, C, ...) to the same.
     """
+    layer._check_input_dim(x)
     if x.device.type == "cuda" and not torch.compiler.is_compiling():
         return _by_sync_kernels(layer, x)
     with torch.autocast(x.device.type, enabled=False):
         work = x.to(torch.promote_types(torch.float32, x.dtype))
         count = work.numel() // work.shape[1] * world_size()
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
-            out, mean, variance = CpuBatchNorm.apply(work, layer.weight, layer.bias, layer.eps)
+            affine = (p if p is None else p.to(work.dtype) for p in (layer.weight, layer.bias))
+            out, mean, variance = CpuBatchNorm.apply(work, *affine, layer.eps)
             _track(layer, mean, variance, count)
             return out.to(x.dtype)
         wide = torch.float64 if x.device.type == "cpu" else work.dtype

@@ -15,6 +15,13 @@ from srd.models.outputs import Output
 ROUNDED_BY_AUTOCAST = (nn.Conv1d, nn.Conv2d, nn.Linear)  # their weights too, at every call
 
 
+def round_weights(network: nn.Module, dtype: torch.dtype) -> None:
+    """Round the weights of convolutions and linear layers once, not again in every autocast."""
+    for layer in network.modules():
+        if type(layer) in ROUNDED_BY_AUTOCAST:
+            layer.to(dtype)
+
+
 class Normalization(NamedTuple):
     """Channel means and standard deviations that images were normalised with."""
 
@@ -67,10 +74,8 @@ class FrozenTeacher(nn.Module):
         return super().train(False)
 
     def round_weights(self, dtype: torch.dtype) -> None:
-        """Round the weights of convolutions and linear layers once, not again in every autocast."""
-        for layer in self.model.modules():
-            if type(layer) in ROUNDED_BY_AUTOCAST:
-                layer.to(dtype)
+        """As `round_weights`."""
+        round_weights(self.model, dtype)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Output:

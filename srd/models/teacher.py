@@ -80,9 +80,10 @@ def open_teacher(
     """`load_teacher`, on its device."""
     loaded = load_teacher(teacher, num_classes=num_classes, image_size=image_size, given=given)
     loaded.model.to(precision.device, precision.dtype)
-    if teacher.bf16 and lacks_bfloat16(precision.device):
-        slow = f"{NO_BFLOAT16}: teacher.bf16 makes the teacher slower"
-        return replace(loaded, notes=(*loaded.notes, slow))
+    if teacher.bf16:
+        slow = f": {NO_BFLOAT16}, so it is slower" if lacks_bfloat16(precision.device) else ""
+        note = f"the teacher computes in bfloat16{slow}"
+        return replace(loaded, notes=(*loaded.notes, note))
     return loaded
 
 

@@ -195,7 +195,7 @@ def manifest_of(config: Config, inputs: Inputs, precision: Precision) -> Manifes
     }
     if config.teacher.image_size is not None:  # older caches do not name it
         recipe["teacher_image_size"] = config.teacher.image_size
-    if config.teacher.bf16:
+    if config.teacher.bf16 and precision.mixed != torch.bfloat16:
         recipe["teacher_precision"] = "bfloat16"
     exact: Literal["float32", "float64"] = (
         "float64" if precision.dtype == torch.float64 else "float32"

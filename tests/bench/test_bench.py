@@ -80,7 +80,7 @@ def test_torchdistills_box_runs_beside_ours() -> None:
 
     small = Sizes(seconds=0, image_size=32, batch_size=4, resnets=("resnet18", "resnet18"))
     (line,) = bench.measure(small, CPU)
-    assert line.ratio
+    assert line.ratio and line.floor
 
 
 @pytest.mark.slow
@@ -104,6 +104,13 @@ def test_mistakes_are_named() -> None:
         run(["stpe"])
     with pytest.raises(UserError, match="--device tpu"):
         run(["eval", "--device=tpu"])
+    with pytest.raises(UserError, match="--batch-size 0"):
+        run(["step", "--batch-size=0"])
+    with pytest.raises(UserError, match="--gpu and --device cpu"):
+        run(["save", "--gpu", "--device=cpu"])
+    for where in ("", "/", "/proc/1/none/x.json", "pyproject.toml/x.json"):
+        with pytest.raises(UserError, match=f"--json {where}: cannot write there"):
+            run(["save", "--tiny", f"--json={where}"])
     assert {"data", "step", "processes", "save", "eval", "start"} <= set(registered("srd.benches"))
 
 
@@ -111,7 +118,7 @@ def test_the_command_prints_a_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run(["save", "--tiny", "--device=cpu", "--json=all.json"])
+    run(["save", "--tiny", "--device=cpu", "--seconds=0.02", "--json=all.json"])
     shown = capsys.readouterr().out
     assert "| save: 1 MB, what a step waits |" in shown and "GFLOP/s" in shown
     assert shown.count("| what |") == 1 and "- save: reference: torch.save" in shown

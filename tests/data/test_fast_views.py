@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from timm.data import auto_augment as timms
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 from torchvision.transforms.functional import InterpolationMode
 
@@ -103,6 +104,27 @@ def compare(folder: Path, epochs: int, **augment: Any) -> np.ndarray:
 def check(found: np.ndarray) -> None:
     assert found[:, 0].max() < MEAN and found[:, 1].max() < SHARE
     assert found[:, 0].mean() < OVERALL
+
+
+def test_crops_and_flips_of_smooth_pictures_are_closer(tmp_path: Path) -> None:
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    for number, size in enumerate(SIZES):
+        picture(*size, seed=number, grain=1).save(tmp_path / f"train/a/{number}.jpg", quality=90)
+    found = compare(tmp_path, 20, rand_augment="")
+    assert found[:, 0].max() < 3 and found[:, 1].max() < 0.01
+
+
+def test_pictures_of_a_few_pixels_are_the_same(tmp_path: Path) -> None:
+    """Of which timm may draw parts without height, or without width."""
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    for size in ((1, 1), (1, 2), (3, 1)):
+        for kind in ("png", "jpg"):
+            picture(*size).save(tmp_path / f"train/a/{size[0]}{size[1]}.{kind}")
+    found = compare(tmp_path, 20, rand_augment="")
+    assert found[:, 0].max() < 3
+    crop = fast_steps([RandomResizedCropAndInterpolation(SIZE)])[0]
+    boxes = [crop.draw(1, 1)[0] for _ in range(50)]
+    assert any(0 in box[2:] for box in boxes)
 
 
 @pytest.mark.parametrize("epochs", [11, pytest.param(250, marks=pytest.mark.slow)])

@@ -106,6 +106,23 @@ def test_one_function_gives_what_its_formulas_give(
         torch.testing.assert_close(ours.double(), expected.double(), rtol=0, atol=within * size)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_layers_of_half_precision_compute_in_float32(dtype: torch.dtype) -> None:
+    x = torch.randn(3, 4, 5, 6)
+    layer = GlobalBatchNorm2d(4)
+    nn.init.normal_(layer.weight)
+    exact = copy.deepcopy(layer).to(dtype).float()(x.to(dtype).float())
+    ours = layer.to(dtype)(x.to(dtype))
+    assert ours.dtype == dtype and torch.equal(ours, exact.to(dtype))
+    ours.sum().backward()
+    assert layer.weight.grad.dtype == dtype
+
+
+def test_images_without_height_are_refused_as_by_torch() -> None:
+    with pytest.raises(ValueError, match="expected 4D input"):
+        GlobalBatchNorm2d(4)(torch.randn(3, 4))
+
+
 def test_its_gradients_are_right() -> None:
     layer = GlobalBatchNorm2d(3, eps=0.1).double()
     nn.init.normal_(layer.weight)

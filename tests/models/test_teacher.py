@@ -178,7 +178,8 @@ def test_a_teacher_alone_computes_in_bfloat16(teacher_file: Path) -> None:
         Teacher(name="regnety_002", checkpoint=str(teacher_file), bf16=True),
         num_classes=10, image_size=32, given=HALF, precision=Precision(cpu),
     )  # fmt: skip
-    assert any("bfloat16" in note for note in opened.notes) is lacks_bfloat16(cpu)
+    assert "the teacher computes in bfloat16" in opened.notes[-1]
+    assert opened.notes[-1].endswith("so it is slower") is lacks_bfloat16(cpu)
 
 
 def test_the_papers_student_can_teach(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from torch import Tensor
 from resnet import box as boxes
 from resnet.models import load_models
 from resnet.recipe import read_recipe
+from resnet.train import prepare
+from srd.device import Precision
 from tests.resnet.recipes import CE, CRITERION, DATA, LOADERS, TEST, Command
 
 CPU = torch.device("cpu")
@@ -23,10 +25,13 @@ def said(file: Path, text: str) -> dict[str, Tensor]:
     file.write_text(text)
     recipe = read_recipe(file, output=str(file.parent))
     models = load_models(recipe, CPU)
+    prepare(models, recipe, Precision(CPU))
     box: Any = boxes.make_box(recipe, models, CPU, 1)
     boxes.start_epoch(box, models, 0)
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     logits, layers = box.get_teacher_output(images, torch.zeros(2, dtype=torch.long), {})
+    assert models.teacher is not None
+    assert torch.equal(logits, models.teacher(images))  # as it is measured
     return {"logits": logits, **{path: seen["output"] for path, seen in layers.items()}}
 
 
@@ -40,25 +45,28 @@ def test_it_says_nearly_the_same_in_the_students_type(tmp_path: Path, srd_yaml: 
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("other", "told"),
     [
-        ("", "no effect without a teacher"),
-        (", amp: fp64", "run.amp fp64"),
-        (", amp: bf16", "leave one"),
+        (("run: {", "run: {amp: fp64, "), "run.amp fp64"),
+        (("run: {", "run: {amp: bf16, "), "leave one"),
+        (("requires_grad: false", "requires_grad: true"), "this teacher is trained"),
+        (None, "no effect without a teacher"),
     ],
 )
-def test_without_effect_it_is_refused(
+def test_where_it_cannot_be_it_is_refused(
     tmp_path: Path,
     srd_yaml: str,
     command: Command,
     capsys: pytest.CaptureFixture[str],
-    flags: str,
+    other: tuple[str, str] | None,
     told: str,
 ) -> None:
     text = srd_yaml
-    if not flags:
+    if other is None:
         forward = "\n  model: {forward_proc: forward_batch_only}\n"
         text = DATA + PLAIN + "\ntrain:" + LOADERS + forward + CRITERION + CE + TEST
-    assert command(text.replace("run: {", f"run: {{teacher_bf16: true{flags}, ")) == 2
+    else:
+        text = text.replace(*other)
+    assert command(text.replace("run: {", "run: {teacher_bf16: true, ")) == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "runs" / "run").exists()
