@@ -67,7 +67,9 @@ def disk_rate(folder: Path, megabytes: int) -> float:
             file.flush()
             os.fsync(file.fileno())
 
-    return len(content) / median(in_turn({"write": write}, seconds=0, rounds=3)["write"])
+    return len(content) / median(
+        in_turn({"write": write}, seconds=0, rounds=3, warm_up=False)["write"]
+    )
 
 
 def operations(model: nn.Module, images: torch.Tensor, *, training: bool) -> int:
