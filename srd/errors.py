@@ -9,7 +9,9 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -104,10 +106,33 @@ def exit_code(run: Callable[[], object]) -> int:
                 raise
             print(f"failed: {told}", file=sys.stderr)
             return EXIT_FAILED
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             print("interrupted before there was anything to save", file=sys.stderr)
-            return EXIT_SIGINT
+            return interrupt.args[0] if interrupt.args else EXIT_SIGINT
         return EXIT_DONE
+
+
+@contextmanager
+def clearing_away() -> Iterator[None]:
+    """SIGTERM and a lost terminal are an interrupt inside: what is half-written does not stay."""
+    here, signals = os.getpid(), (signal.SIGTERM, signal.SIGHUP)
+
+    def interrupt(number: int, _: object) -> None:
+        if os.getpid() == here:  # a forked one has nothing of its own
+            raise KeyboardInterrupt(128 + number)
+        os._exit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    default = [number for number in signals if signal.getsignal(number) == signal.SIG_DFL]
+    for number in default:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in default:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _of_torch(error: RuntimeError) -> str | None:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from srd.cli import Parser, parse_strictly
-from srd.errors import UserError, nearest
+from srd.errors import UserError, clearing_away, nearest
 from srd.installed import registered
 from srd.libraries import importing
 
@@ -84,10 +84,11 @@ def run(arguments: Sequence[str]) -> None:
         flush=True,
     )
     lines = []
-    for measure in measures:
-        for line in measure(sizes, device):
-            lines.append(line)
-            print(row(line), flush=True)
+    with clearing_away():
+        for measure in measures:
+            for line in measure(sizes, device):
+                lines.append(line)
+                print(row(line), flush=True)
     print(f"\n{notes(lines)}")
     if json is not None:
         write(json, lines, about)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from srd.commands import data as command
 from srd.commands.data import run
 from srd.config.fields import Augment, Data
 from srd.data.augment import train_transform
@@ -37,6 +40,20 @@ def photos(tmp_path: Path) -> Path:
     picture(50, 80, seed=6).save(root / "train" / "dog" / "1.png")
     picture(20, 30, seed=7).save(root / "train" / "dog" / "2.jpg")
     return root
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_nothing_half_written(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    def struck() -> Callable[[int, int], None]:
+        return lambda done, of: signal.raise_signal(number) if done == 3 else None
+
+    monkeypatch.setattr(command, "_progress", struck)
+    before = set(tmp_path.iterdir())
+    assert exit_code(lambda: run(["pack", str(photos), str(tmp_path / "packed")])) == 128 + number
+    assert set(tmp_path.iterdir()) == before
+    assert signal.getsignal(number) == signal.SIG_DFL
 
 
 def test_a_packed_folder_gives_the_same_views(

@@ -178,12 +178,13 @@ def test_workers_change_nothing_and_a_stop_with_them_neither(
 def test_killed_in_the_middle_of_an_epoch_it_ends_in_the_same_bits(
     tmp_path: Path, recipe: Path, deit: Any, open_run: Any, undisturbed: Any, workers: int
 ) -> None:
-    """kill -9 in step 10: the last checkpoint is two steps older, and metrics are ahead of it."""
+    """kill -9 in step 10: the last checkpoint is two steps older, or four if the thread that writes was
+    still at it, and metrics are ahead of it."""
     command = arguments(recipe, tmp_path, f"--workers={workers}", "--set=train.save_every_steps=4")
     killed = python("-c", STRUCK, "10", str(int(signal.SIGKILL)), *command)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     run = open_run(tmp_path / "run")
-    assert run.state()["position"]["updates"] == 8
+    assert run.state()["position"]["updates"] in (6, 8)
     assert max(row["step"] for row in run.rows("step")) == 9
     assert deit(*command).code == 0
     run.assert_same(undisturbed)
