@@ -61,8 +61,23 @@ def make_parser() -> Parser:
     return parser
 
 
+# Flags of the other half, and where a file has them.
+IN_THE_FILE = {
+    "--epochs": "train.num_epochs",
+    "--batch-size": "train.train_data_loader.kwargs.batch_size",
+    "--lr": "train.optimizer.kwargs.lr",
+    "--workers": "train.train_data_loader.kwargs.num_workers",
+    "--amp": "run.amp",
+    "--compile": "run.compile",
+    "--save-every-steps": "run.save_every_steps",
+}
+
+
 def run(arguments: Sequence[str]) -> None:
     """Parse and run; raises what `srd.errors.exit_code` turns into exit codes."""
+    for flag in arguments:
+        if place := IN_THE_FILE.get(flag.partition("=")[0].replace("_", "-")):
+            raise UserError(f"{flag}: a torchdistill file says it itself, under {place}")
     flags: argparse.Namespace = parse_strictly(make_parser(), arguments)
     flags.config = str(recipe_file(flags.config))
     if flags.start_epoch:

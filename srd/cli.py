@@ -27,7 +27,14 @@ def parse_strictly(
     Args:
         fields: of the configuration, which --set sets; they are searched, too.
     """
-    known, unknown = parser.parse_known_args(arguments)
+    missing: UserError | None = None
+    try:
+        known, unknown = parser.parse_known_args(arguments)
+    except UserError as error:  # a misspelt flag that is required is told as that, not as missing
+        missing = error
+        for action in parser._actions:
+            action.required = False
+        known, unknown = parser.parse_known_args(arguments)
     if unknown:
         flag = unknown[0].split("=")[0]
         if not flag.startswith("-"):
@@ -39,6 +46,8 @@ def parse_strictly(
         named = [] if typo else [key for key in fields() if key.rpartition(".")[2] == bare]
         hint = f" (did you mean '--set {named[0]}=...'?)" if named else nearest(flag, flags)
         raise UserError(f"unknown argument {flag}{hint}")
+    if missing:
+        raise missing
     return known
 
 

@@ -41,6 +41,15 @@ def test_unknown_flags_and_values(
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_misspelt_flag_that_is_required_is_told_as_that() -> None:
+    strict = parser()
+    strict.add_argument("--config", required=True)
+    with pytest.raises(UserError, match=r"--confg \(did you mean '--config'"):
+        parse_strictly(strict, ["--confg=x"])
+    with pytest.raises(UserError, match="--config"):
+        parse_strictly(strict, [])
+
+
 def test_fields_are_searched_too() -> None:
     said = r"unknown argument --clip_norm \(did you mean '--set optim\.clip_norm=\.\.\.'\?\)"
     with pytest.raises(UserError, match=said):

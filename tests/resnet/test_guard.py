@@ -171,6 +171,8 @@ def test_weights_of_the_student_may_be_where_its_run_puts_them(
         ("--seed=many", "seed"),
         ("--seed=100000000000000000000", "seed"),
         ("--device=tpu", "device"),
+        ("--epochs=2", "a torchdistill file says it itself, under train.num_epochs"),
+        ("--batch_size=2", "under train.train_data_loader"),
         ("--name=../x", "name .*below --output"),
         ("--name=/tmp/x", "name .*below --output"),
         ("--name=..", "name .*below --output"),
