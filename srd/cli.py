@@ -31,10 +31,14 @@ def parse_strictly(
     try:
         known, unknown = parser.parse_known_args(arguments)
     except UserError as error:  # a misspelt flag that is required is told as that, not as missing
-        missing = error
-        for action in parser._actions:
+        missing, needed = error, [action for action in parser._actions if action.required]
+        for action in needed:
             action.required = False
-        known, unknown = parser.parse_known_args(arguments)
+        try:
+            known, unknown = parser.parse_known_args(arguments)
+        finally:
+            for action in needed:
+                action.required = True
     if unknown:
         flag = unknown[0].split("=")[0]
         if not flag.startswith("-"):
