@@ -57,7 +57,7 @@ def make_box(
         else:
             box = get_distillation_box(models.teacher, models.student, *arguments)
     if recipe.run.teacher_bf16:
-        _teach_in_bfloat16(box, recipe.run.amp)
+        _teach_in_bfloat16(box)
     return _ready(box)
 
 
@@ -95,8 +95,18 @@ def _check_stage(section: dict[str, Any], models: Models) -> None:
             raise UserError(f"train.{key}: not supported; the update is this project's own")
 
 
-def compute_in_bfloat16(teacher: nn.Module) -> None:
-    """Let a frozen teacher compute in bfloat16; what it says is of the images' type nevertheless."""
+def compute_in_bfloat16(teacher: nn.Module | None, amp: str) -> None:
+    """Let a frozen teacher compute in bfloat16; what it says is of the images' type nevertheless.
+
+    Raises:
+        UserError: there is none, or it does not go with `run.amp`.
+    """
+    if teacher is None:
+        raise UserError("run.teacher_bf16 has no effect without a teacher: leave it out")
+    if amp in ("bf16", "fp64"):
+        raise UserError(
+            f"run.teacher_bf16 does not go with run.amp {amp}: leave one of the two out"
+        )
     round_weights(teacher, torch.bfloat16)
     forward = teacher.forward
 
@@ -107,20 +117,15 @@ def compute_in_bfloat16(teacher: nn.Module) -> None:
     teacher.forward = rounded
 
 
-def _teach_in_bfloat16(box: Any, amp: str) -> None:
-    """Give what hooks see in a teacher that computes in bfloat16 the images' type, too."""
-    if getattr(box, "teacher_model", None) is None:
-        raise UserError("run.teacher_bf16 has no effect without a teacher: leave it out")
-    if amp in ("bf16", "fp64"):
-        raise UserError(
-            f"run.teacher_bf16 does not go with run.amp {amp}: leave one of the two out"
-        )
+def _teach_in_bfloat16(box: Any) -> None:
+    """The same for a box, whose teacher may be a part of the network, and whose hooks see inside."""
     ask = box.get_teacher_output
 
     def unrounded(sample_batch: Tensor, *more: Any, **named: Any) -> Any:
         if box.teacher_updatable:
             raise UserError("run.teacher_bf16: this teacher is trained: set requires_grad: false")
-        return _unrounded(ask(sample_batch, *more, **named), sample_batch.dtype)
+        with in_bfloat16(sample_batch.device):
+            return _unrounded(ask(sample_batch, *more, **named), sample_batch.dtype)
 
     box.get_teacher_output = unrounded
 

@@ -69,7 +69,6 @@ IN_THE_FILE = {
     "--workers": "train.train_data_loader.kwargs.num_workers",
     "--amp": "run.amp",
     "--compile": "run.compile",
-    "--save-every-steps": "run.save_every_steps",
 }
 
 

@@ -29,13 +29,7 @@ from resnet.trainer import BoxSchedule, BoxTask, Items, compile_networks, to_dev
 from srd.config.fields import Plan, Saving
 from srd.data.guard import check_targets
 from srd.data.views import INIT, seeded
-from srd.device import (
-    NO_BFLOAT16,
-    Precision,
-    choose_device,
-    lacks_bfloat16,
-    set_determinism,
-)
+from srd.device import Precision, bfloat16_note, choose_device, set_determinism
 from srd.distributed import batch_norm, processes
 from srd.errors import UserError
 from srd.evaluation.accuracy import Accuracy, Measured
@@ -96,7 +90,11 @@ def cache_of(recipe: Recipe, options: Options) -> str | None:
 
 
 def prepare(models: Models, recipe: Recipe, precision: Precision) -> None:
-    """Global batch norms, types and memory layout of the networks."""
+    """Global batch norms, types and memory layout of the networks.
+
+    Raises:
+        UserError: `run.teacher_bf16` has no effect.
+    """
     if recipe.run.global_statistics:
         batch_norm.use_global_batch_norm(models.student)
     for model in (models.student, models.teacher):
@@ -104,8 +102,8 @@ def prepare(models: Models, recipe: Recipe, precision: Precision) -> None:
             model.to(precision.dtype)
             if recipe.run.channels_last:
                 model.to(memory_format=torch.channels_last)
-    if recipe.run.teacher_bf16 and models.teacher is not None:
-        boxes.compute_in_bfloat16(models.teacher)
+    if recipe.run.teacher_bf16:
+        boxes.compute_in_bfloat16(models.teacher, recipe.run.amp)
 
 
 def train(
@@ -219,8 +217,7 @@ def announce(
         f"{precision}, {processes.world_size()} process(es)"
     )
     if recipe.run.teacher_bf16:
-        slow = f": {NO_BFLOAT16}, so it is slower" if lacks_bfloat16(precision.device) else ""
-        session.log.info(f"the teacher computes in bfloat16{slow}")
+        session.log.info(bfloat16_note(precision.device))
 
 
 def make_loop(

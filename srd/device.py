@@ -45,21 +45,24 @@ def set_determinism(deterministic: bool) -> None:
         torch.use_deterministic_algorithms(True)
 
 
-NO_BFLOAT16 = "this processor has no instructions for bfloat16"
-
-
 def in_bfloat16(device: torch.device) -> torch.autocast:
     """The context in which convolutions and products of matrices are computed in bfloat16."""
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def lacks_bfloat16(device: torch.device) -> bool:
-    """Whether it is known to have no instructions for bfloat16; before torch 2.10 no CPU is."""
+    """Whether it is known to have no instructions for bfloat16; older torch does not tell."""
     if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
         return False
     return not any(
         has for name, has in torch.cpu.get_capabilities().items() if name.endswith("bf16")
     )
+
+
+def bfloat16_note(device: torch.device) -> str:
+    """What to tell of a teacher that computes in it."""
+    lacks = "this processor has no instructions for bfloat16, so it is slower"
+    return f"the teacher computes in bfloat16{f': {lacks}' if lacks_bfloat16(device) else ''}"
 
 
 @dataclass

@@ -61,6 +61,8 @@ def run(arguments: Sequence[str]) -> None:
     json = _writable(flags.json) if flags.json is not None else None
 
     with importing():
+        import torch
+
         from srd.bench.machine import machine, matrix_rate, memory_rate
         from srd.bench.pages import head, notes, row, write
         from srd.bench.timing import SIZES
@@ -69,6 +71,8 @@ def run(arguments: Sequence[str]) -> None:
         names = flags.names or [n for n in known if not flags.gpu or n in GPU]
         measures = [known[name].load() for name in names]
 
+    if flags.gpu and not torch.cuda.is_available():
+        raise UserError("--gpu: torch sees no GPU; --quick shows what a CPU can")
     device = choose_device("cuda" if flags.gpu and flags.device == "auto" else flags.device)
     set_determinism(False)  # as in a run
     chosen = [name for name in ("quick", "gpu", "tiny") if getattr(flags, name)]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from srd.cli import Parser, parse_strictly
-from srd.errors import UserError, clearing_away
+from srd.errors import UserError
 from srd.libraries import importing
 from srd.printable import printable
 
@@ -61,9 +61,7 @@ def run(arguments: Sequence[str]) -> None:
     data = Data(dataset=flags.dataset, path=flags.source or None)
     out = Path(flags.out).expanduser()
     show = _progress()
-    with clearing_away():
-        lines = pack(data, out, packing, skip_broken=flags.skip_broken, progress=show)
-    for line in lines:
+    for line in pack(data, out, packing, skip_broken=flags.skip_broken, progress=show):
         print(printable(line))
 
 

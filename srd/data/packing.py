@@ -24,7 +24,7 @@ from srd.data.encoded import Encoded, encoded
 from srd.data.image_source import BROKEN_IMAGE, one_line
 from srd.data.picture_costs import TooLarge
 from srd.data.sources import SOURCES
-from srd.errors import UserError
+from srd.errors import UserError, clearing_away
 from srd.installed import need_extra
 from srd.printable import printable
 
@@ -61,6 +61,7 @@ class Packing:
         return _file(small, "JPEG", quality=self.quality)
 
 
+@clearing_away()
 def pack(
     data: Data,
     out: Path,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from srd.errors import RunFailed, UserError
+from srd.errors import RunFailed, UserError, clearing_away
 from srd.export.card import model_card
 from srd.export.classifier import Classifier
 from srd.export.formats import FORMATS, choose_formats
@@ -48,7 +48,7 @@ def export(
     there = [name for name, format in FORMATS.items() if (folder / format.file).is_file()]
     chosen = choose_formats([*(FORMATS if formats is None else formats), *there])
     original, checks = Original(classifier), []
-    with appearing(folder) as parts:
+    with clearing_away(), appearing(folder) as parts:
         for format in chosen:
             if (check := format.write(original, parts / format.file)) is not None:
                 checks.append(check)

@@ -73,10 +73,6 @@ class FrozenTeacher(nn.Module):
         """Stays in evaluation mode, whatever `mode` says."""
         return super().train(False)
 
-    def round_weights(self, dtype: torch.dtype) -> None:
-        """As `round_weights`."""
-        round_weights(self.model, dtype)
-
     @torch.no_grad()
     def forward(self, images: Tensor) -> Output:
         if self.in_chans != self.reads:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from srd.config.fields import IMAGENET_MEAN, IMAGENET_STD, Data, Teacher
 from srd.config.layers import Layer, build
-from srd.device import NO_BFLOAT16, Precision, lacks_bfloat16
+from srd.device import Precision, bfloat16_note
 from srd.errors import UserError
 from srd.files.hashes import sha256
 from srd.files.limits import LIMITS
@@ -81,9 +81,7 @@ def open_teacher(
     loaded = load_teacher(teacher, num_classes=num_classes, image_size=image_size, given=given)
     loaded.model.to(precision.device, precision.dtype)
     if teacher.bf16:
-        slow = f": {NO_BFLOAT16}, so it is slower" if lacks_bfloat16(precision.device) else ""
-        note = f"the teacher computes in bfloat16{slow}"
-        return replace(loaded, notes=(*loaded.notes, note))
+        return replace(loaded, notes=(*loaded.notes, bfloat16_note(precision.device)))
     return loaded
 
 

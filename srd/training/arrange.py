@@ -8,6 +8,7 @@ import torch
 from srd.compiled import compile_network, compiles_teacher
 from srd.config.fields import Config
 from srd.device import Precision
+from srd.models.frozen import round_weights
 from srd.models.layout import hold
 from srd.models.students import Student
 from srd.models.teacher import LoadedTeacher
@@ -43,7 +44,7 @@ def arrange_teacher(
     network, device = teacher.model, precision.device
     mixed = torch.bfloat16 if network.bf16 else precision.mixed
     if mixed is not None:
-        network.round_weights(mixed)
+        round_weights(network.model, mixed)
     compiled = compiles_teacher(
         config.compile, device, deterministic=config.deterministic, batches=batches
     ) and compile_network(network, device, asked=config.compile)

@@ -17,7 +17,7 @@ from srd.config.fields import Teacher
 from srd.device import Precision, lacks_bfloat16
 from srd.errors import UserError
 from srd.models import timm_models
-from srd.models.frozen import FrozenTeacher, Normalization
+from srd.models.frozen import FrozenTeacher, Normalization, round_weights
 from srd.models.outputs import Output, width
 from srd.models.teacher import LoadedTeacher, load_teacher, open_teacher
 
@@ -60,7 +60,7 @@ def test_weights_that_are_rounded_once_say_the_same_bits(name: str) -> None:
     images = torch.randn(2, 3, 160, 160)
     with torch.autocast("cpu", torch.bfloat16):
         before = teacher(images)
-        teacher.round_weights(torch.bfloat16)
+        round_weights(teacher.model, torch.bfloat16)
         after = teacher(images)
     assert any(p.dtype == torch.bfloat16 for p in teacher.parameters())
     assert all(p.dtype == torch.float32 for n, p in teacher.named_parameters() if "bn" in n)
@@ -172,7 +172,7 @@ def test_a_teacher_alone_computes_in_bfloat16(teacher_file: Path) -> None:
     for ours, theirs in ((found.features, exact.features), (found.logits, exact.logits)):
         assert ours.dtype == torch.float32 and not torch.equal(ours, theirs)
         assert (ours - theirs).norm() < 0.05 * theirs.norm()
-    rounded.model.round_weights(torch.bfloat16)
+    round_weights(rounded.model.model, torch.bfloat16)
     assert torch.equal(rounded(images).features, found.features)
     opened = open_teacher(
         Teacher(name="regnety_002", checkpoint=str(teacher_file), bf16=True),
