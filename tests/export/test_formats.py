@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -53,6 +54,19 @@ def test_what_a_format_needs_is_told_before_anything_is_written(
     export(classifier, tmp_path / "out", formats=["timm"])
     left = {path.name for path in (tmp_path / "out").iterdir()}
     assert left == {"README.md", "config.json", "model.safetensors"}
+
+
+def test_a_signal_leaves_nothing_half_written(
+    monkeypatch: pytest.MonkeyPatch, classifier: Classifier, tmp_path: Path
+) -> None:
+    def struck(*_: object, **__: object) -> str:
+        signal.raise_signal(signal.SIGTERM)
+        return ""
+
+    monkeypatch.setattr("srd.export.folder.model_card", struck)
+    with pytest.raises(KeyboardInterrupt):
+        export(classifier, tmp_path / "out", formats=["timm"])
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
